@@ -1,0 +1,3 @@
+"""Slipstream's control plane: decides which replica answers, and never sees a token."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The level-based reconcile loop: observe, plan, act, publish the topology."""

@@ -1,0 +1,1 @@
+"""The routing-decision service: SPOP, gRPC, and the feedback of HAProxy's log."""

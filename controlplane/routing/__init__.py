@@ -1,0 +1,1 @@
+"""PURE: request features, the view of the replicas, policies, prefix index and receipts."""

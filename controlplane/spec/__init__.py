@@ -1,0 +1,1 @@
+"""Desired state: what a cluster's YAML or Python builder may say, validated."""

@@ -1,0 +1,1 @@
+"""Desired state and generations that outlive the controller."""

@@ -1,0 +1,1 @@
+"""Engine command lines, probes and the simulated engine."""

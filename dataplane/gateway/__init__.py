@@ -1,0 +1,1 @@
+"""HAProxy: render, check, swap, apply, verify, roll back."""

@@ -1,0 +1,1 @@
+"""Start, adopt and stop processes."""

@@ -1,0 +1,1 @@
+"""ASGI middleware that runs inside every engine's own server."""

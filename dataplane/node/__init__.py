@@ -1,0 +1,1 @@
+"""The agent on each VM: carries out orders, adopts what already runs, owns HAProxy on a gateway."""

@@ -1,0 +1,1 @@
+"""Protobuf stubs generated from ``proto/`` by ``make proto``; never edited by hand."""
