@@ -29,7 +29,7 @@ class StateDir:
         """Make the folders. Raises ValueError when a socket's path would be too long for the kernel."""
         longest = len(os.fsencode(self.haproxy_master_socket)) + len(".12345.tmp")
         if longest > MAX_SOCKET_PATH:
-            raise ValueError(f"state directory {self.root} is too long: its sockets' paths pass {MAX_SOCKET_PATH} bytes")
+            raise ValueError(f"state directory {self.root} is too long: a socket path takes {MAX_SOCKET_PATH} bytes")
         for folder in (self.root, self.run, self.logs, self.processes, self.gateway, self.router, self.node):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
