@@ -1,1 +1,4 @@
-"""PURE: request features, the view of the replicas, policies, prefix index and receipts."""
+"""The routing decision, PURE: no I/O, clock, randomness or logging; time and seed are arguments.
+
+The same code runs in the router, the tests, the simulator and the replay of a journal.
+"""

@@ -1,0 +1,1 @@
+"""What one routing decision costs."""

@@ -1,0 +1,102 @@
+"""HAProxy's log: one datagram tells how one request ended (docs/contracts.md).
+
+The kernel queues few datagrams on a unix socket (``net.unix.max_dgram_qlen``, 10 by default) and HAProxy never waits:
+what does not fit is lost, and the reconciliation with ``show stat`` makes up for it. So the socket is read as soon as
+something is there and once more before every batch of decisions, and the queue is made longer where that is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from controlplane.router.counters import Counters
+from controlplane.routing.core import Completion
+
+_log = logging.getLogger(__name__)
+
+#: HAProxy cuts log lines at 1,024 bytes unless told otherwise; ours are some 150.
+MAX_LINE_BYTES = 2048
+#: Lines taken in one turn, so that decisions never wait for more than about a millisecond of log.
+MAX_LINES_PER_TURN = 256
+#: Wanted room for datagrams; the kernel gives what it allows.
+RECEIVE_BUFFER_BYTES = 4 << 20
+#: 512 is what many distributions set: some 100 ms of log at 5,000 requests/s.
+WANTED_QUEUE = 512
+QUEUE_SETTING = Path("/proc/sys/net/unix/max_dgram_qlen")
+
+_LINE = re.compile(
+    rb"R ([!-~]{1,128}) [!-~]{1,128} ([!-~]{1,128}) (-?\d{1,4}) (-?\d{1,15}) (-?\d{1,15}) \+?(\d{1,18})"
+    rb" ([!-~]{1,4}) \+?(\d{1,6})\n?"
+)
+
+
+_new = tuple.__new__
+
+
+def parse(line: bytes) -> Completion | None:
+    """Return what one datagram says, or None when it is not what docs/contracts.md describes."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return None
+    request_id, server, status, first, total, sent, termination, retries = found.groups()
+    return _new(
+        Completion, (request_id, server, int(status), int(first), int(total), int(sent), termination, int(retries))
+    )
+
+
+def lengthen_queue(setting: Path = QUEUE_SETTING) -> bool:
+    """Raise the kernel's limit for sockets bound from now on, where that is allowed; return whether it is enough."""
+    try:
+        if int(setting.read_text()) >= WANTED_QUEUE:
+            return True
+        setting.write_text(str(WANTED_QUEUE))
+    except (OSError, ValueError):
+        _log.warning("set net.unix.max_dgram_qlen to %d or more: log lines are lost when HAProxy is busy", WANTED_QUEUE)
+        return False
+    _log.info("net.unix.max_dgram_qlen is now %d", WANTED_QUEUE)
+    return True
+
+
+class LogFeed:
+    """Reads the log socket and hands each completion to ``finished``."""
+
+    def __init__(self, bound: socket.socket, finished: Callable[[Completion], object], counters: Counters) -> None:
+        self._socket = bound
+        self._receive = bound.recv
+        self._finished = finished
+        self._counters = counters
+        # Linux bounds a unix socket's queue by the setting above and the sender's buffer; others bound it by this.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+
+    def start(self) -> None:
+        """Read whenever something is there, on the running loop."""
+        asyncio.get_running_loop().add_reader(self._socket, self.drain)
+
+    def stop(self) -> None:
+        """Read no more and close the socket."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def drain(self) -> None:
+        """Take what is there, at most MAX_LINES_PER_TURN lines; never raises."""
+        receive = self._receive
+        counters = self._counters
+        try:
+            for _ in range(MAX_LINES_PER_TURN):
+                completion = parse(receive(MAX_LINE_BYTES))
+                counters.log_lines += 1
+                if completion is None:
+                    counters.log_lines_malformed += 1
+                else:
+                    self._finished(completion)
+        except BlockingIOError:
+            return
+        except Exception as error:
+            counters.errors += 1
+            if counters.errors.bit_count() == 1:
+                _log.warning("error no. %d, in the log feed: %s", counters.errors, type(error).__name__)

@@ -1,0 +1,160 @@
+"""The router process: what it starts, in which order, and how it ends.
+
+HAProxy waits for the SPOP socket, so that comes first, with the topology from disk; gRPC takes longer to import than
+all of that and is loaded in a thread while the first decisions are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import gc
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from controlplane.router import unix_sockets
+from controlplane.router.counters import Counters
+from controlplane.router.decisions import Decisions
+from controlplane.router.log_feed import LogFeed, lengthen_queue
+from controlplane.router.reconciliation import reconcile_forever
+from controlplane.router.server import SpopServer
+from controlplane.router.topology import InstalledTopology
+from controlplane.router.topology_file import FILE_NAME
+from controlplane.routing import fleet
+from controlplane.routing.core import Completion, RoutingCore
+from dataplane.state_dir import StateDir, default_root
+
+_log = logging.getLogger(__name__)
+
+LOCK_NAME = "router.lock"
+#: Seconds that a router that is ending may hold its lock while its successor waits.
+LOCK_TIMEOUT_S = 1.0
+#: The youngest generation is looked through every so many new containers, the middle one every 20th time; the oldest,
+#: which holds the prefix index and would take longer than a decision may, practically never: nothing on the path of a
+#: decision makes a cycle.
+GC_THRESHOLDS = (20_000, 20, 1_000_000)
+
+
+class AlreadyRunning(Exception):
+    """Another router owns this state directory."""
+
+
+class Router:
+    """One router over one state directory."""
+
+    def __init__(self, state: StateDir, controller: str) -> None:
+        self.state = state
+        self.controller = controller
+        self.counters = Counters()
+        self.core = RoutingCore()
+        self.clock = time.time
+        self.decisions = Decisions(self.core, self.clock, self.counters)
+        self.installed = InstalledTopology(state.router / FILE_NAME, self._install, self.counters)
+
+    def _install(self, topology: fleet.Topology) -> None:
+        self.core.install(topology, self.clock())
+        self.decisions.topology_changed()
+
+    def _finished(self, completion: Completion) -> None:
+        self.core.finished(completion, self.clock())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``. Raises OSError when a socket cannot be made."""
+        self.installed.load()
+        async with AsyncExitStack() as ending:
+            log_socket = self._bind(ending, self.state.log_socket, socket.SOCK_DGRAM)
+            log_feed = LogFeed(log_socket, self._finished, self.counters)
+            server = SpopServer(self.decisions.answer, log_feed.drain, self.counters)
+            await server.start(self._bind(ending, self.state.spop_socket, socket.SOCK_STREAM))
+            ending.push_async_callback(server.stop)
+            log_feed.start()
+            ending.callback(log_feed.stop)
+            _log.info("serving, topology %d", self.installed.number)
+            for task in (
+                asyncio.create_task(reconcile_forever(self.state, self.core.reconcile, self.clock, self.counters)),
+                asyncio.create_task(self._serve_grpc()),
+            ):
+                ending.push_async_callback(_cancelled, task)
+            await stop.wait()
+            await self.installed.saved()
+
+    def _bind(self, ending: AsyncExitStack, path: Path, kind: socket.SocketKind) -> socket.socket:
+        bound = unix_sockets.bind(path, kind)
+        ending.callback(unix_sockets.remove, path, unix_sockets.inode(path))
+        return bound
+
+    async def _serve_grpc(self) -> None:
+        """Serve RoutingService and follow the controller; when this fails, decisions go on without it."""
+        try:
+            await asyncio.to_thread(importlib.import_module, "controlplane.router.grpc_side")
+            from controlplane.router.grpc_side import serve
+
+            _settle_garbage()
+            await serve(self)
+        except Exception:
+            _log.exception("gRPC is not served")
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _settle_garbage() -> None:
+    """Leave what is loaded by now out of every later collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _lock(state: StateDir) -> int:
+    """Take the lock that the kernel gives back however the process ends. Raises AlreadyRunning."""
+    descriptor = os.open(state.router / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise AlreadyRunning(f"a router already runs in {state.root}") from None
+            time.sleep(0.02)
+
+
+async def _serve(state: StateDir, controller: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await Router(state, controller).run(stop)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the router; return the exit code."""
+    parser = argparse.ArgumentParser(prog="slipstream router", description="HAProxy asks it which replica answers.")
+    parser.add_argument("--state-dir", type=Path, default=None, help="default: $SLIPSTREAM_STATE_DIR")
+    parser.add_argument("--controller", default="", help="gRPC target; default: the state directory's controller.sock")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s router: %(message)s")
+    state = StateDir((parsed.state_dir or default_root()).absolute())
+    try:
+        state.create()
+        lock = _lock(state)
+        lengthen_queue()
+        uvloop.run(_serve(state, parsed.controller or f"unix:{state.controller_socket}"))
+    except (AlreadyRunning, OSError, ValueError) as error:
+        _log.error("%s", error)
+        return 1
+    os.close(lock)
+    return 0

@@ -1,0 +1,64 @@
+"""The last good topology on disk: the router starts and serves from it when no controller answers.
+
+One line, ``slipstream-topology 1 <sha256 of the rest>``, then the serialized message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from dataplane.pb.topology_pb2 import Topology
+
+FILE_NAME = "topology.pb"
+#: 4,096 replicas take about a megabyte.
+MAX_TOPOLOGY_BYTES = 16 << 20
+
+_MAGIC = b"slipstream-topology 1 "
+_SHA256_HEX_BYTES = 64
+_HEAD_BYTES = len(_MAGIC) + _SHA256_HEX_BYTES + 1
+
+
+class CorruptTopology(Exception):
+    """The file is not what was written."""
+
+
+def read(path: Path) -> Topology | None:
+    """Return the topology, or None when there is no file. Raises CorruptTopology and OSError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TOPOLOGY_BYTES + _HEAD_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    head, payload = content[:_HEAD_BYTES], content[_HEAD_BYTES:]
+    if len(payload) > MAX_TOPOLOGY_BYTES:
+        raise CorruptTopology("it is too large")
+    if head != _head(payload):
+        raise CorruptTopology("its checksum is wrong")
+    try:
+        return Topology.FromString(payload)
+    except DecodeError as error:
+        raise CorruptTopology("it is not a topology") from error
+
+
+def write(path: Path, topology: Topology) -> None:
+    """Replace the file as a whole, mode 0600. Raises OSError, then the former file is still there."""
+    payload = topology.SerializeToString()
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_head(payload) + payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _head(payload: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"

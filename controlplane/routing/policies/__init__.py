@@ -1,0 +1,1 @@
+"""How a replica is chosen: one small class for each policy, behind one contract (``base.py``)."""

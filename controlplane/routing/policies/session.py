@@ -1,0 +1,171 @@
+"""session: consistent hashing of a session's key, with bounded load."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import ClassVar
+
+import xxhash
+
+from controlplane.routing.load import CANDIDATES, Replica
+from controlplane.routing.policies.base import SESSION, Choice, Parameter, Reason, ScoreKind
+from controlplane.routing.policies.least_loaded import ADAPTER_PENALTY, least_with_adapter
+from controlplane.routing.record import Request
+from controlplane.routing.view import View
+
+#: Points of the ring that one decision walks over before it takes the least loaded replica.
+MAX_HOPS = 128
+#: Points whose replicas a receipt shows, at most 8; a small fleet stands in them more than once.
+WINDOW = 12
+#: Sessions whose replicas are kept at hand; about 400 bytes each.
+MAX_SESSIONS_KEPT = 16_384
+#: Added to the score of a replica that was passed over because it was full.
+OVER_BOUND = 1000.0
+
+
+class Seat:
+    """A replica's name on the ring, and the incarnation that has it now (None: it may not be chosen)."""
+
+    __slots__ = ("name", "replica")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.replica: Replica | None = None
+
+
+class Session:
+    """Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016, arXiv:1608.01350).
+
+    Each replica *name* has ``virtual_nodes`` points on a ring of xxh64; a session goes to the first point after its
+    own hash whose replica may take it. Names outlive restarts, the ring has those of replicas that are away too, and
+    nothing is random: a session finds its replica again after a restart of the replica, of the router, or both, and a
+    replica that leaves moves its own sessions only. A replica may take a request while it then has at most
+    ``max(load_floor, ceil(load_factor * (all in flight + 1) / replicas))`` in flight; with a factor of at least 1
+    some replica always may.
+
+    Reads: ``session`` of the request, requests in flight. Without a session: as ``least_loaded``.
+    Score: place in the ring's order from the session's point; 1000 more for those that are full.
+    Limits: load is counted in requests, not tokens; the bound costs affinity when few requests are in flight, which
+    ``load_floor`` is for.
+    """
+
+    name: ClassVar[str] = "session"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "load_factor": Parameter(
+            1.25,
+            1.0,
+            1000.0,
+            "How far above the mean a replica's requests in flight may go; 1.25 is the paper's and HAProxy's "
+            "(hash-balance-factor 125). 1000 is as good as no bound.",
+        ),
+        "load_floor": Parameter(
+            4.0,
+            1.0,
+            65536.0,
+            "Requests in flight below which the bound never applies: an engine decodes 4 as fast as 1.",
+        ),
+        "virtual_nodes": Parameter(
+            100.0, 1.0, 1000.0, "Points of a replica on the ring; 100 (Ray Serve's) gives shares within about 10 %."
+        ),
+        "adapter_penalty": ADAPTER_PENALTY,
+    }
+    score_kind: ClassVar[ScoreKind] = ScoreKind.RANK
+    reads_prefixes: ClassVar[bool] = False
+
+    def __init__(self, values: Mapping[str, float], seed: int) -> None:
+        self._factor = values["load_factor"]
+        self._floor = int(values["load_floor"])
+        self._virtual_nodes = int(values["virtual_nodes"])
+        self._adapter_penalty = values["adapter_penalty"]
+        self._seats: dict[str, Seat] = {}
+        #: session -> the first replicas after its point; of this topology only, so nothing depends on it.
+        self._near: dict[bytes, list[Replica]] = {}
+        # Packed, not a list: at 4,096 replicas a search would miss the cache for every number it looks at.
+        self._points = array("Q")
+        self._owners: list[Seat] = []
+
+    def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
+        """Put the names on the ring, and the replicas in their seats."""
+        if names and set(names) != set(self._seats):
+            self._build(names)
+        self._near.clear()
+        for seat in self._seats.values():
+            seat.replica = None
+        for replica in members:
+            self._seats[replica.info.name].replica = replica
+
+    def _build(self, names: Sequence[str]) -> None:
+        self._seats = {name: self._seats.get(name) or Seat(name) for name in names}
+        owner: dict[int, Seat] = {}
+        for name in names:
+            seat = self._seats[name]
+            for index in range(self._virtual_nodes):
+                owner.setdefault(xxhash.xxh64_intdigest(f"{name}#{index}".encode()), seat)
+        self._points = array("Q", sorted(owner))
+        self._owners = [owner[point] for point in self._points]
+        self._owners += self._owners[: max(MAX_HOPS, WINDOW)]  # so that a window rarely has to wrap
+
+    def choose(self, view: View, request: Request) -> Choice:
+        """See the class."""
+        order = view.order
+        bound = -int(-self._factor * (order.total + 1) // len(order.replicas))
+        near = self._near.get(request.session)
+        if near is None:
+            near = self._find(view, request.session)
+        if near and (near[0].in_flight < bound or near[0].in_flight < self._floor):
+            return near, None, None, SESSION, 0
+        if not _names_session(view, request.session):
+            return self._without_session(view)
+        return self._walk(view, request.session, max(bound, self._floor))
+
+    def _find(self, view: View, session: bytes) -> list[Replica]:
+        """Return the first replicas after a session's point, and keep them; none when it is no session of the view."""
+        near: list[Replica] = []
+        if _names_session(view, session):
+            point = bisect_left(self._points, xxhash.xxh64_intdigest(session))
+            seats = dict.fromkeys(self._owners[point : point + WINDOW])
+            near = [replica for seat in seats if (replica := seat.replica) is not None][:CANDIDATES]
+        if len(self._near) >= MAX_SESSIONS_KEPT:
+            self._near.clear()
+        self._near[session] = near
+        return near
+
+    def _walk(self, view: View, session: bytes, bound: int) -> Choice:
+        """Pass over the full and the absent."""
+        point = bisect_left(self._points, xxhash.xxh64_intdigest(session))
+        owners = self._owners
+        passed: list[Replica] = []
+        free: list[Replica] = []
+        ring = len(self._points)
+        hops = (owners[(point + hop) % ring] for hop in range(min(MAX_HOPS, ring)))
+        for seat in dict.fromkeys(hops):
+            replica = seat.replica
+            if replica is None:
+                continue
+            (free if replica.in_flight < bound else passed).append(replica)
+            if len(free) == CANDIDATES:
+                break
+        reason = Reason.SESSION_OVER_BOUND if passed else Reason.SESSION
+        if not free:
+            free = view.order.least()
+            reason = Reason.SESSION_OVER_BOUND
+        ranks = [float(rank) for rank in range(len(free))]
+        shown = list(islice((replica for replica in passed if replica not in free), CANDIDATES - 1))
+        free = free[: CANDIDATES - len(shown)]
+        scores = ranks[: len(free)] + [OVER_BOUND + rank for rank in range(len(shown))]
+        return free + shown, scores, None, reason, len(passed)
+
+    def _without_session(self, view: View) -> Choice:
+        if view.adapter:
+            return least_with_adapter(view, self._adapter_penalty)
+        candidates = view.order.least()
+        scores = [float(replica.in_flight) for replica in candidates]
+        return candidates, scores, None, Reason.NO_SESSION, 0
+
+
+def _names_session(view: View, session: bytes) -> bool:
+    """Whether a record's session is one that the model's settings accept."""
+    return bool(session) and (not view.session_keys or session.partition(b"=")[0] in view.session_keys)

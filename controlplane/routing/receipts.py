@@ -1,0 +1,412 @@
+"""A receipt for every decision, packed; the last 100,000 in at most 64 MB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from struct import Struct
+
+from controlplane.routing.load import CANDIDATES, SIGNALS, Decision, Replica
+from controlplane.routing.policies.base import Reason, ScoreKind
+from controlplane.routing.record import KINDS, Request
+
+#: Receipts kept by default, and the bytes that they may take in all.
+DEFAULT_CAPACITY = 100_000
+MAX_BYTES = 64_000_000
+#: Bytes of a request id that are kept; HAProxy's unique ids have fewer than 64.
+MAX_ID_BYTES = 128
+#: Words (servers, labels) kept for receipts; each is far below 1 KB.
+MAX_WORDS = 16_384
+
+#: decided at (s), topology number, prompt bytes, label, winner, prefix blocks, left out over a load bound, kind,
+#: outcome, error, reason, candidates, how scores are written, which candidates have the adapter resident, signals,
+#: scores, prefix blocks held, whether the completion follows.
+RECORD = Struct("<dQIIIHHBBBBBBB160s32s16sB")
+#: Whether it came, serial of the server that answered, status, first byte and total (ms), bytes, termination, retries.
+COMPLETION = Struct("<BIHiqQ4sH")
+COMPLETION_AT = RECORD.size - 1
+RECORD_BYTES = COMPLETION_AT + COMPLETION.size
+#: A refused request has no candidates: the model's name, as the client wrote it, stands in their place.
+MODEL_BYTES_KEPT = 160
+
+_SCORES = tuple(Struct(f"<{count}f") for count in range(CANDIDATES + 1))
+_HELD = tuple(Struct(f"<{count}H") for count in range(CANDIDATES + 1))
+OUTCOMES = ("go", "more", "error", "shed")
+OUTCOME_NUMBERS = {name: number for number, name in enumerate(OUTCOMES)}
+NO_WORD = 0
+_U16 = 0xFFFF
+_I32 = 0x7FFFFFFF
+_I64 = 0x7FFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One thing that is known of a candidate; ``age_ms`` is -1 for what does not age."""
+
+    name: str
+    value: float
+    age_ms: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A replica that was weighed; a lower score is better."""
+
+    server: str
+    signals: tuple[Signal, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """How the request ended; ``server`` is the one that really answered (empty: none)."""
+
+    server: str
+    status: int
+    first_byte_ms: int
+    total_ms: int
+    bytes: int
+    termination: str
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The full record of one decision.
+
+    ``decided_s`` is in seconds since 1970; ``margin`` is the runner-up's score less the winner's (0 without one);
+    ``completion`` is None until HAProxy tells how the request ended.
+    """
+
+    number: int
+    request_id: bytes
+    decided_s: float
+    kind: str
+    model: str
+    adapter: str
+    outcome: str
+    error_code: str
+    pool: str
+    server: str
+    policy: str
+    policy_number: int
+    topology_number: int
+    candidates: tuple[Candidate, ...]
+    rejected: dict[str, int]
+    eligible: int
+    runner_up: str
+    margin: float
+    prompt_bytes: int
+    prefix_blocks: int
+    reason: str
+    completion: Completed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the receipts of one model or adapter share while a topology's relevant part stays the same."""
+
+    model: str = ""
+    adapter: str = ""
+    policy: str = ""
+    policy_number: int = 0
+    score_kind: ScoreKind = ScoreKind.WRITTEN
+    reads_prefixes: bool = False
+    rejected: tuple[tuple[str, int], ...] = ()
+    eligible: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Receipts after a number, oldest first; ``last`` is the number to ask with next; ``skipped`` were left out."""
+
+    receipts: tuple[Receipt, ...]
+    last: int
+    skipped: int
+
+
+class Words:
+    """Numbers servers and labels, so that receipts hold 4 bytes for each; the oldest leave beyond MAX_WORDS."""
+
+    def __init__(self) -> None:
+        self._next = NO_WORD + 1
+        self._servers: dict[int, tuple[str, str]] = {}
+        self._labels: dict[int, Label] = {}
+        self._numbers: dict[Label, int] = {}
+
+    def server(self, server: str, pool: str) -> int:
+        """Return a new serial for a server."""
+        serial = self._take()
+        self._servers[serial] = (server, pool)
+        if len(self._servers) > MAX_WORDS:
+            del self._servers[next(iter(self._servers))]
+        return serial
+
+    def label(self, label: Label) -> int:
+        """Return the number of a label; equal labels have one, and using one keeps it."""
+        number = self._numbers.pop(label, 0) or self._take()
+        self._numbers[label] = number
+        self._labels[number] = label
+        if len(self._numbers) > MAX_WORDS:
+            oldest = next(iter(self._numbers))
+            del self._labels[self._numbers.pop(oldest)]
+        return number
+
+    def server_of(self, serial: int) -> tuple[str, str]:
+        """Return (server, pool); empty when the serial is gone."""
+        return self._servers.get(serial, ("", ""))
+
+    def label_of(self, number: int) -> Label:
+        """Return the label; an empty one when it is gone."""
+        return self._labels.get(number, Label())
+
+    def _take(self) -> int:
+        taken = self._next
+        self._next += 1
+        return taken
+
+
+class Receipts:
+    """Ring of packed receipts. Numbers start at 1 and are never reused; receipt n is in slot n % capacity."""
+
+    def __init__(self, capacity: int, errors: Sequence[str]) -> None:
+        """``errors`` are the codes that a receipt can hold, empty first. Raises ValueError for too many receipts."""
+        if not 0 < capacity <= MAX_BYTES // RECORD_BYTES:
+            raise ValueError(f"receipts are {RECORD_BYTES} bytes each and take at most {MAX_BYTES} in all")
+        self.words = Words()
+        self.last = 0
+        self._capacity = capacity
+        self._errors = tuple(errors)
+        self._error_numbers = {code: number for number, code in enumerate(self._errors)}
+        self._ids: list[bytes] = [b""] * capacity
+        self._slab = bytearray(capacity * RECORD_BYTES)
+
+    def write(
+        self,
+        request_id: bytes,
+        request: Request,
+        now_s: float,
+        topology_number: int,
+        label: int,
+        score_kind: int,
+        candidates: list[Replica],
+        scores: Sequence[float] | None,
+        held: Sequence[int] | None,
+        reason: int,
+        over: int,
+        resident: int,
+    ) -> int:
+        """Keep the receipt of a request that goes to the first of ``candidates`` (at most 8); return its number."""
+        self.last = number = self.last + 1
+        slot = number % self._capacity
+        self._ids[slot] = request_id[:MAX_ID_BYTES]
+        count = len(candidates)
+        RECORD.pack_into(
+            self._slab,
+            slot * RECORD_BYTES,
+            now_s,
+            topology_number,
+            request.prompt_bytes,
+            label,
+            candidates[0].serial,
+            len(request.hashes) >> 3,
+            over,
+            request.kind,
+            0,
+            0,
+            reason,
+            count,
+            score_kind if scores is None else 0,
+            resident,
+            b"".join([replica.signals for replica in candidates]),
+            b"" if scores is None else _SCORES[count].pack(*scores),
+            b"" if held is None else _HELD[count].pack(*held),
+            0,
+        )
+        return number
+
+    def refuse(
+        self, request_id: bytes, request: Request, now_s: float, topology_number: int, label: int, decision: Decision
+    ) -> int:
+        """Keep the receipt of a request that goes nowhere; return its number."""
+        self.last = number = self.last + 1
+        slot = number % self._capacity
+        self._ids[slot] = request_id[:MAX_ID_BYTES]
+        reason = Reason.BODY_NEEDED if decision.outcome == "more" else Reason.REFUSED
+        RECORD.pack_into(
+            self._slab,
+            slot * RECORD_BYTES,
+            now_s,
+            topology_number,
+            request.prompt_bytes,
+            label,
+            NO_WORD,
+            min(len(request.hashes) >> 3, _U16),
+            0,
+            request.kind,
+            OUTCOME_NUMBERS[decision.outcome],
+            self._error_numbers.get(decision.error, 0),
+            reason,
+            0,
+            0,
+            0,
+            request.model[:MODEL_BYTES_KEPT],
+            b"",
+            b"",
+            0,
+        )
+        return number
+
+    def complete(
+        self,
+        number: int,
+        serial: int,
+        status: int,
+        first_byte_ms: int,
+        total_ms: int,
+        sent: int,
+        termination: bytes,
+        retries: int,
+    ) -> None:
+        """Add how it ended, unless the receipt is gone. Numbers that do not fit are cut to what does."""
+        if number <= self.last - self._capacity:
+            return
+        COMPLETION.pack_into(
+            self._slab,
+            number % self._capacity * RECORD_BYTES + COMPLETION_AT,
+            1,
+            serial,
+            status & _U16,
+            first_byte_ms if -1 <= first_byte_ms <= _I32 else -1,
+            total_ms if -1 <= total_ms <= _I32 else -1,
+            sent if 0 <= sent <= _I64 else 0,
+            termination,
+            retries & _U16,
+        )
+
+    def find(self, request_id: bytes) -> Receipt | None:
+        """Return the newest receipt of a request. A search of some ms at most: people ask, not requests."""
+        request_id = request_id[:MAX_ID_BYTES]
+        oldest = max(1, self.last - self._capacity + 1)
+        found = 0
+        at = -1
+        try:
+            while True:
+                at = self._ids.index(request_id, at + 1)
+                number = self.last - (self.last - at) % self._capacity
+                if oldest <= number and number > found:
+                    found = number
+        except ValueError:
+            return self.read(found) if found else None
+
+    def after(self, number: int, limit: int, model: str) -> Batch:
+        """Return the newest ``limit`` receipts with a higher number, of one model (empty: of all)."""
+        first = max(number + 1, self.last - self._capacity + 1, 1)
+        kept: list[Receipt] = []
+        skipped = max(0, first - 1 - number) if number < self.last else 0
+        for candidate in range(self.last, first - 1, -1):
+            if len(kept) == limit:
+                skipped += candidate - first + 1
+                break
+            receipt = self.read(candidate)
+            if not model or receipt.model == model:
+                kept.append(receipt)
+        kept.reverse()
+        return Batch(tuple(kept), self.last, skipped)
+
+    def read(self, number: int) -> Receipt:
+        """Unpack one receipt that is still there."""
+        slot = number % self._capacity
+        (
+            decided_s,
+            topology_number,
+            prompt_bytes,
+            label_number,
+            winner,
+            prefix_blocks,
+            over,
+            kind,
+            outcome,
+            error,
+            reason,
+            count,
+            score_kind,
+            resident,
+            signals,
+            scores,
+            held,
+            completed,
+        ) = RECORD.unpack_from(self._slab, slot * RECORD_BYTES)
+        label = self.words.label_of(label_number)
+        server, pool = self.words.server_of(winner)
+        places = self._candidates(label, decided_s, count, score_kind, resident, signals, scores, held)
+        candidates = tuple(sorted(places, key=lambda candidate: candidate.score))  # stable: the winner stays first
+        rejected = dict(label.rejected)
+        if over:
+            rejected["over_bound"] = over
+        said = signals.rstrip(b"\0").decode(errors="replace") if not count else ""
+        return Receipt(
+            number=number,
+            request_id=self._ids[slot],
+            decided_s=decided_s,
+            kind=KINDS[kind],
+            model=label.model or said,
+            adapter=label.adapter,
+            outcome=OUTCOMES[outcome],
+            error_code=self._errors[error],
+            pool=pool,
+            server=server,
+            policy=label.policy,
+            policy_number=label.policy_number,
+            topology_number=topology_number,
+            candidates=candidates,
+            rejected=rejected,
+            eligible=label.eligible,
+            runner_up=candidates[1].server if count > 1 else "",
+            margin=candidates[1].score - candidates[0].score if count > 1 else 0.0,
+            prompt_bytes=prompt_bytes,
+            prefix_blocks=prefix_blocks,
+            reason=Reason(reason).name.lower(),
+            completion=self._completion(slot) if completed else None,
+        )
+
+    def _candidates(
+        self,
+        label: Label,
+        decided_s: float,
+        count: int,
+        score_kind: int,
+        resident: int,
+        signals: bytes,
+        scores: bytes,
+        held: bytes,
+    ) -> Iterator[Candidate]:
+        written = _SCORES[count].unpack_from(scores)
+        blocks = _HELD[count].unpack_from(held)
+        for place in range(count):
+            serial, in_flight, first_byte_ms, heard_s = SIGNALS.unpack_from(signals, place * SIGNALS.size)
+            known = [Signal("in_flight", in_flight)]
+            if label.reads_prefixes:
+                known.append(Signal("prefix_blocks_hit", blocks[place]))
+            if first_byte_ms >= 0:
+                known.append(Signal("first_byte_ms", first_byte_ms, max(0.0, (decided_s - heard_s) * 1000.0)))
+            if label.adapter:
+                known.append(Signal("adapter_resident", float(resident >> place & 1)))
+            score = written[place]
+            if score_kind != ScoreKind.WRITTEN:
+                score = float(in_flight if score_kind == ScoreKind.IN_FLIGHT else place)
+            yield Candidate(self.words.server_of(serial)[0], tuple(known), score)
+
+    def _completion(self, slot: int) -> Completed:
+        _, serial, status, first_byte_ms, total_ms, sent, termination, retries = COMPLETION.unpack_from(
+            self._slab, slot * RECORD_BYTES + COMPLETION_AT
+        )
+        return Completed(
+            server=self.words.server_of(serial)[0],
+            status=status,
+            first_byte_ms=first_byte_ms,
+            total_ms=total_ms,
+            bytes=sent,
+            termination=termination.rstrip(b"\0").decode(errors="replace"),
+            retries=retries,
+        )

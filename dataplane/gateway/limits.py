@@ -1,0 +1,94 @@
+"""The gateway's own numbers, each with its reason, and those that follow from the machine."""
+
+from __future__ import annotations
+
+from dataplane.gateway.site import InvalidGateway, Site
+from dataplane.pb import gateway_pb2
+
+#: Room for headers that HAProxy adds to a message that fills the buffer.
+REWRITE_BYTES = 16_384
+#: Headers beyond this get 431: what uvicorn's parsers take.
+MAX_HEADER_BYTES = 65_536
+#: Smaller buffers could not hold the headers, the rewrite room and a prompt.
+MIN_BUFFER_BYTES = 131_072
+MAX_BUFFER_BYTES = 64 << 20
+#: The feature record counts bytes in 32 bits.
+MAX_BODY_BYTES = (1 << 32) - 1
+#: Bytes of a body that the router gets; the message must fit a frame, and the frame the buffer.
+SPOE_BODY_BYTES = 1_000_000
+SPOE_FRAME_ROOM = 8_192
+#: Time for a client to send its headers, and again for what the buffer takes of the body.
+REQUEST_TIMEOUT_MS = 10_000
+#: Attempts after the first: as many replicas may refuse the connection at one moment.
+RETRIES = 3
+#: To replay what a replica took and then died of, HAProxy 2.8 copies one whole buffer for each request, full or not:
+#: 128 us at 1 MiB, more than all else it does. Only gateways with small buffers do so, and then with one attempt after the
+#: first, since refused connections and crashes share the count: a request may not kill a third replica.
+REPLAY_BUFFER_BYTES = 262_144
+REPLAY_RETRIES = 1
+#: A connection holds a descriptor to the client, one to the replica and, while it is decided, one to the router.
+FDS_PER_CONNECTION = 3
+#: Listeners, sockets, checks, logs, pipes.
+RESERVED_FDS = 512
+#: Undecided bodies are held in memory: connections are bounded even where descriptors are not.
+MAX_CONNECTIONS = 100_000
+MAX_FDS = 1 << 20
+MIN_CONNECTIONS = 32
+#: Servers are counted in steps of this, so that one more of them does not change a limit, which takes a reload.
+SERVERS_STEP = 256
+#: Servers up to which each is checked once a second.
+SERVERS_PER_CHECK_SECOND = 512
+
+
+def number(value: float, low: float, high: float, what: str) -> int:
+    """Return ``value`` as an integer. Raises InvalidGateway when it is not within ``low`` and ``high``."""
+    if not low <= value <= high:
+        raise InvalidGateway(f"{what} is {value:g}; it must be from {low:g} to {high:g}")
+    return int(value)
+
+
+def threads(gateway: gateway_pb2.Gateway, site: Site) -> int:
+    """Return HAProxy's thread count: as ordered, else one fewer than the cores."""
+    return number(gateway.threads or max(site.cpu_count - 1, 1), 1, 64, "gateway.threads")
+
+
+def fd_limit(site: Site) -> int:
+    """Return how many descriptors HAProxy may open."""
+    return min(site.fd_limit, MAX_FDS)
+
+
+def max_connections(gateway: gateway_pb2.Gateway, site: Site, servers: int) -> int:
+    """Return the client connections that the descriptors suffice for, at most those ordered.
+
+    Raises InvalidGateway when the hard limit is too low for any service.
+    """
+    reserved = RESERVED_FDS + 2 * -(-servers // SERVERS_STEP) * SERVERS_STEP
+    possible = (fd_limit(site) - reserved) // FDS_PER_CONNECTION
+    if possible < MIN_CONNECTIONS:
+        raise InvalidGateway(f"the hard limit of open files is {site.fd_limit}: too few for {servers} replicas")
+    return min(possible, gateway.max_connections or MAX_CONNECTIONS, MAX_CONNECTIONS)
+
+
+def spoe_body_bytes(buffer_bytes: int) -> int:
+    """Return how much of a body fits one message to the router."""
+    return min(SPOE_BODY_BYTES, buffer_bytes - SPOE_FRAME_ROOM)
+
+
+def surely_whole_bytes(buffer_bytes: int) -> int:
+    """Return the length below which a buffered body cannot have been cut by the buffer's end."""
+    return max(buffer_bytes - REWRITE_BYTES - MAX_HEADER_BYTES - 4_096, 0)
+
+
+def check_interval_ms(servers: int) -> int:
+    """Return milliseconds between two checks of one server: all of them take a bounded share of a core."""
+    seconds = 1
+    while seconds * SERVERS_PER_CHECK_SECOND < servers:
+        seconds *= 2
+    return seconds * 1_000
+
+
+def retry_rule(buffer_bytes: int) -> tuple[int, str]:
+    """Return how many attempts follow the first, and HAProxy's words for what they follow on."""
+    if buffer_bytes <= REPLAY_BUFFER_BYTES:
+        return REPLAY_RETRIES, "conn-failure empty-response"
+    return RETRIES, "conn-failure"
