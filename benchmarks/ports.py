@@ -1,4 +1,8 @@
-"""Free TCP ports on 127.0.0.1, below the range from which the kernel gives ports to clients."""
+"""Free TCP ports on 127.0.0.1.
+
+They are below the range from which the kernel gives ports to clients, and below those that a spec's node keeps for
+engines by default.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import random
 import socket
 
 FIRST_PORT = 10_000
-LAST_PORT = 31_999
+LAST_PORT = 20_999
 
 
 def free_ports(count: int) -> list[int]:

@@ -25,6 +25,9 @@ STATE_STYLE = {
     "dead": "bold red",
 }
 
+#: Widest table, in columns.
+MAX_TABLE_WIDTH = 1000
+
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -40,9 +43,9 @@ def _plain(value: Any) -> Any:
         return message_dict(value)
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return value
+    return [_plain(v) for v in value]  # lists, and protobuf's own containers, which register as sequences
 
 
 def message_dict(message: Message) -> dict[str, Any]:
@@ -79,7 +82,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], rig
         view.add_column(name, justify="right" if name in aligned_right else "left", no_wrap=True)
     for row in rows:
         view.add_row(*(_styled(cell) for cell in row))
+    # A table is as wide as its content, also in a pipe or a narrow terminal: a cut name cannot be copied.
+    wide = console.options.update(width=MAX_TABLE_WIDTH)
+    width = max(console.width, console.measure(view, options=wide).maximum)
+    before, console.width = console.width, width
     console.print(view, soft_wrap=False, crop=False)
+    console.width = before
 
 
 def _styled(cell: str) -> str:

@@ -142,6 +142,9 @@ class Reconciler:
                 wake_s = await self._act(view, now_s)
             except ControlplaneError as error:
                 failure = error
+            # Acting made records of new generations: what was seen of the old ones says nothing of them.
+            view = self._view()
+            self.clocks = advance(self.clocks, self.ledger.records.values(), view.replicas, now_s)
             if self._settled(view):
                 await self._publish(view, now_s)
                 await self._order()

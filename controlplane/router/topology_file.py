@@ -26,17 +26,17 @@ class CorruptTopology(Exception):
     """The file is not what was written."""
 
 
-def read(path: Path) -> Topology | None:
-    """Return the topology, or None when there is no file. Raises CorruptTopology and OSError."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TOPOLOGY_BYTES + _HEAD_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    head, payload = content[:_HEAD_BYTES], content[_HEAD_BYTES:]
+def encoded(payload: bytes) -> bytes:
+    """Return the file's content for a serialized topology."""
+    return _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+
+
+def decoded(content: bytes) -> Topology:
+    """Return the topology in a file's content. Raises CorruptTopology."""
+    payload = content[_HEAD_BYTES:]
     if len(payload) > MAX_TOPOLOGY_BYTES:
         raise CorruptTopology("it is too large")
-    if head != _head(payload):
+    if content != encoded(payload):
         raise CorruptTopology("its checksum is wrong")
     try:
         return Topology.FromString(payload)
@@ -44,21 +44,25 @@ def read(path: Path) -> Topology | None:
         raise CorruptTopology("it is not a topology") from error
 
 
+def read(path: Path) -> Topology | None:
+    """Return the topology, or None when there is no file. Raises CorruptTopology and OSError."""
+    try:
+        with path.open("rb") as file:
+            return decoded(file.read(MAX_TOPOLOGY_BYTES + _HEAD_BYTES + 1))
+    except FileNotFoundError:
+        return None
+
+
 def write(path: Path, topology: Topology) -> None:
     """Replace the file as a whole, mode 0600. Raises OSError, then the former file is still there."""
-    payload = topology.SerializeToString()
     temporary = path.with_name(path.name + ".tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_head(payload) + payload)
+            file.write(encoded(topology.SerializeToString()))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _head(payload: bytes) -> bytes:
-    return _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"

@@ -11,7 +11,8 @@ from controlplane.routing.fleet import Topology
 from controlplane.routing.install import Installation, install
 from controlplane.routing.load import NOT_HEARD, Decision, Replica
 from controlplane.routing.policies.base import Reason, ScoreKind
-from controlplane.routing.receipts import DEFAULT_CAPACITY, Batch, Receipt, Receipts
+from controlplane.routing.receipt import Batch, Receipt
+from controlplane.routing.receipts import DEFAULT_CAPACITY, Receipts
 from controlplane.routing.record import ASK_FOR_BODY, Request
 from controlplane.routing.view import View
 from dataplane.errors import EDGE_ERRORS

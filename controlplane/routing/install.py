@@ -11,7 +11,7 @@ from controlplane.routing.policies.base import Policy
 from controlplane.routing.policies.prefix import Prefix
 from controlplane.routing.policies.registry import DEFAULT_POLICY, checked, make
 from controlplane.routing.prefix_index import clear, release_all, share_nodes
-from controlplane.routing.receipts import Label, Words
+from controlplane.routing.receipt import Label, Words
 from controlplane.routing.view import View
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from controlplane.routing.load import Replica
 
-#: (node, replica) pairs held in all: about 0.7 KB each at worst (one-block prompts), 180 MB.
+#: (node, replica) pairs held in all: 0.5 KB each at worst (prompts of one block), 130 MB.
 MAX_HOLDINGS = 262_144
 #: A replica may always hold this many nodes, however many replicas there are.
 MIN_NODES_PER_REPLICA = 16

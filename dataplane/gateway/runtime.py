@@ -33,8 +33,12 @@ class ServerState:
     in_maintenance: bool
 
 
-async def ask(socket: Path, command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-    """Send one command, return the whole answer without surrounding white space. Raises GatewayError."""
+async def ask(socket: Path, command: str, timeout_s: float = COMMAND_TIMEOUT_S, *, end: bool = False) -> str:
+    """Send one command, return the whole answer without surrounding white space. Raises GatewayError.
+
+    ``end`` says that no other command follows: the master answers for ever otherwise, but takes it for a hang-up while
+    it reloads.
+    """
     if "\n" in command or ";" in command:
         raise GatewayError("a command must be one line and one command")
     try:
@@ -42,6 +46,8 @@ async def ask(socket: Path, command: str, timeout_s: float = COMMAND_TIMEOUT_S) 
             reader, writer = await asyncio.open_unix_connection(str(socket), limit=MAX_ANSWER_BYTES)
             try:
                 writer.write(command.encode() + b"\n")
+                if end:
+                    writer.write_eof()
                 await writer.drain()
                 answer = await reader.read(MAX_ANSWER_BYTES)
                 while chunk := await reader.read(MAX_ANSWER_BYTES):
@@ -95,7 +101,7 @@ async def worker_ids(master: Path) -> tuple[list[int], list[int]]:
     current: list[int] = []
     old: list[int] = []
     into: list[int] | None = None
-    for line in (await ask(master, "show proc")).splitlines():
+    for line in (await ask(master, "show proc", end=True)).splitlines():
         if line.startswith("#"):
             into = old if "old workers" in line else current if "workers" in line else None
         elif into is not None and (fields := line.split()) and fields[0].isdigit():
@@ -112,6 +118,6 @@ async def reload(master: Path) -> None:
 
 async def server_rows(master: Path, pid: int) -> list[dict[str, str]]:
     """Return one row of `show stat` for each server of one worker, by column name."""
-    answer = await ask(master, f"@!{pid} show stat -1 4 -1")
+    answer = await ask(master, f"@!{pid} show stat -1 4 -1", end=True)
     lines = answer.removeprefix("# ").splitlines()
     return [row for row in csv.DictReader(lines) if row.get("svname") and not row["pxname"].startswith("_")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 # gRPC reads it when it is imported. The agent forks to check HAProxy's files, and gRPC's handlers are not for children
 # that only exec: they would log a line each time.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import uvloop
 
@@ -52,7 +54,12 @@ def main() -> None:
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     state.create()
-    uvloop.run(serve(state, identity))
+    with (state.node / "agent.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when this process ends
+        except BlockingIOError:
+            parser.exit(1, f"another node agent serves {state.root}\n")
+        uvloop.run(serve(state, identity))
 
 
 if __name__ == "__main__":

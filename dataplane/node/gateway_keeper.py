@@ -144,6 +144,7 @@ class GatewayKeeper:
         if lost:
             _log.warning("taking out %s", ", ".join(lost))
             await self._gateway.set_maintenance(lost)
+            self._changed()
         self._out = dead
 
     async def _take_out_now(self) -> None:

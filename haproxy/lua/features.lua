@@ -5,6 +5,7 @@ local find, sub, byte, match, pack, unpack = string.find, string.sub, string.byt
 local BLOCK = 4096          -- bytes of the prompt under one hash
 local HASHED = 131072       -- bytes of the body within which blocks are hashed
 local WINDOW = 4096         -- bytes at each end of the body that are read as JSON
+local TOKENS_WINDOW = 512   -- bytes at each end of the body in which the answer's length is looked for
 local MAX_OCCURRENCES = 8   -- of one word; a body with more is left to the exact reader
 local MAX_VALUE = 255       -- bytes of a string in the record
 local MAX_SPACE = 64        -- bytes of white space around a key that are skipped
@@ -47,26 +48,23 @@ local function depth_change(text)
 end
 
 -- Whether the key at `i` belongs to the outermost object; nil when it is too deep inside to tell.
+-- The first two answers, for the first key of all and for one after which nothing is nested, are nearly all there are.
 local function is_top_level(b, n, i, whole)
-  local in_head, in_tail = i <= WINDOW, whole and n - i < WINDOW
-  local head = in_head and sub(b, 1, i - 1)
-  if head then
-    local opening = find(head, "%S")
-    if byte(head, opening or 1) ~= 123 then return false end
-    if not find(head, "[%[%]{}\\]", opening + 1) then return true end
-  end
+  if i == 2 and byte(b, 1) == 123 then return true end
+  local in_tail = whole and n - i < WINDOW
   if in_tail then
-    local tail = sub(b, i)
-    local closing = find(tail, "[%[%]{}\\]")
-    if closing and byte(tail, closing) == 125 and not find(tail, "%S", closing + 1) then return true end
-    if not head or #tail < #head then
-      local change = depth_change(tail)
-      return change and change == -1
-    end
+    local closing = find(b, "[%[%]{}\\]", i)
+    if closing and byte(b, closing) == 125 and (closing == n or not find(b, "%S", closing + 1)) then return true end
   end
-  if not head then return nil end
-  local change = depth_change(head)
-  return change and change == 1
+  if i <= WINDOW and (not in_tail or i <= n - i) then
+    local head = sub(b, 1, i - 1)
+    if byte(head, find(head, "%S") or 1) ~= 123 then return false end
+    local change = depth_change(head)
+    return change and change == 1
+  end
+  if not in_tail then return nil end
+  local change = depth_change(sub(b, i))
+  return change and change == -1
 end
 
 -- Whether the word that `b` has between quotes at `i` is the key of a member.
@@ -149,6 +147,7 @@ end
 
 local function block_hashes(b, n, from, hash)
   local last = n < HASHED and n or HASHED
+  if last - from < BLOCK then return pack("<i8", hash(sub(b, from, last), 0)) end
   local values, count, seed = {}, 0, 0
   for i = from, last, BLOCK do
     local stop = i + BLOCK - 1
@@ -160,16 +159,25 @@ local function block_hashes(b, n, from, hash)
   return pack(HASH_FORMAT[count], unpack(values, 1, count))
 end
 
--- The answer's length that the client asks for, from the flat members at the body's end or before the prompt; else 0.
-local function max_tokens(b, n, prompt, whole)
-  local text = whole and match(sub(b, -512), "[%]}{]([^%[%]{}]*)}[ \t\r\n]*$")
-  local value = text and match(text, '"max_c?o?m?p?l?e?t?i?o?n?_?tokens"%s*:%s*(%d+)')
-  if not value and prompt > 2 then
-    text = match(sub(b, 1, prompt < 512 and prompt or 512), "^[ \t\r\n]*{([^%[%]{}]*)")
-    value = text and match(text, '"max_c?o?m?p?l?e?t?i?o?n?_?tokens"%s*:%s*(%d+)')
-  end
+local function tokens_at(text)
+  local value = match(text, '^"max_tokens"%s*:%s*(%d+)') or match(text, '^"max_completion_tokens"%s*:%s*(%d+)')
   value = value and tonumber(value)
   return value and math.type(value) == "integer" and value <= U32 and value or 0
+end
+
+-- The answer's length that the client asks for, when it stands near the body's end or before the prompt and nothing is
+-- nested between; else 0.
+local function max_tokens(b, n, prompt, whole)
+  local i = whole and find(b, '"max_', n > TOKENS_WINDOW and n - TOKENS_WINDOW or 1, true)
+  if i and i > prompt then
+    local text = sub(b, i)
+    local nested = find(text, "[%[%]{}]")
+    return nested and not find(text, "%S", nested + 1) and tokens_at(text) or 0
+  end
+  if prompt < 3 or prompt > TOKENS_WINDOW then return 0 end
+  local head = sub(b, 1, prompt)
+  i = find(head, '"max_', 1, true)
+  return i and not find(head, "[%[%]{}]", 2) and byte(head, 1) == 123 and tokens_at(sub(head, i)) or 0
 end
 
 -- Return `<name>=<value>` of the first of `keys` that the request has. A long value is told by its hash.
@@ -207,8 +215,9 @@ local function shape_flags(b, n, whole)
 end
 
 local function written(kind, flags, state, body_bytes, prompt_bytes, tokens, model, session, pin, hashes)
-  return pack("<BBBBI4I4I4s1s1s1", 1, kind, flags, state, body_bytes < U32 and body_bytes or U32, prompt_bytes, tokens,
-    sub(model, 1, MAX_VALUE), session, pin) .. hashes
+  if body_bytes > U32 then body_bytes = U32 end
+  if #model > MAX_VALUE then model = sub(model, 1, MAX_VALUE) end
+  return pack("<BBBBI4I4I4s1s1s1", 1, kind, flags, state, body_bytes, prompt_bytes, tokens, model, session, pin) .. hashes
 end
 
 -- Return the record, and the model's state.

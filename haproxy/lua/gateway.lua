@@ -8,6 +8,8 @@ local EXACT_LIMIT = 262144  -- bytes of the body that are read when the router i
 local models = Map.new("models.map", Map._str)
 local pins = Map.new("pins.map", Map._str)
 local kinds = Map.new("kinds.map", Map._str)
+-- HAProxy opens the maps of its expressions after it has left this file's folder: what Lua named is open by then.
+Map.new("keys.map", Map._str)
 
 local function answer(txn, status, body, headers)
   local reply = txn:reply({status = status})

@@ -43,7 +43,7 @@ class PowerOfTwo:
         replicas = view.order.replicas
         count = len(replicas)
         if count == 1:
-            return replicas[:], None, None, Reason.ONLY_REPLICA, 0
+            return replicas[:], None, None, Reason.ONLY_REPLICA.value, 0
         state = self._state
         state ^= state << 13 & _U32
         state ^= state >> 17

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import ClassVar
 
 import xxhash
@@ -119,7 +118,7 @@ class Session:
             return near, None, None, SESSION, 0
         if not _names_session(view, request.session):
             return self._without_session(view)
-        return self._walk(view, request.session, max(bound, self._floor))
+        return self._pass_over(view, request.session, near, max(bound, self._floor))
 
     def _find(self, view: View, session: bytes) -> list[Replica]:
         """Return the first replicas after a session's point, and keep them; none when it is no session of the view."""
@@ -133,37 +132,40 @@ class Session:
         self._near[session] = near
         return near
 
-    def _walk(self, view: View, session: bytes, bound: int) -> Choice:
-        """Pass over the full and the absent."""
+    def _pass_over(self, view: View, session: bytes, near: list[Replica], bound: int) -> Choice:
+        """Choose the first replica after the session's point that is not full; nearly always it is near."""
+        free = [replica for replica in near if replica.in_flight < bound]
+        full = [replica for replica in near if replica.in_flight >= bound]
+        if not free:
+            free, full = self._walk(session, bound)
+        reason = Reason.SESSION_OVER_BOUND if full else Reason.SESSION
+        if not free:  # some replica always is, but it may be further away than a decision walks
+            free = view.order.least()
+        shown = [replica for replica in full if replica not in free][: CANDIDATES - 1]
+        free = free[: CANDIDATES - len(shown)]
+        scores = [float(rank) for rank in range(len(free))] + [OVER_BOUND + rank for rank in range(len(shown))]
+        return free + shown, scores, None, reason.value, len(full)
+
+    def _walk(self, session: bytes, bound: int) -> tuple[list[Replica], list[Replica]]:
+        """Return the next replicas on the ring that are not full (at most 8), and the full ones before them."""
         point = bisect_left(self._points, xxhash.xxh64_intdigest(session))
         owners = self._owners
-        passed: list[Replica] = []
-        free: list[Replica] = []
         ring = len(self._points)
-        hops = (owners[(point + hop) % ring] for hop in range(min(MAX_HOPS, ring)))
-        for seat in dict.fromkeys(hops):
-            replica = seat.replica
-            if replica is None:
-                continue
-            (free if replica.in_flight < bound else passed).append(replica)
-            if len(free) == CANDIDATES:
-                break
-        reason = Reason.SESSION_OVER_BOUND if passed else Reason.SESSION
-        if not free:
-            free = view.order.least()
-            reason = Reason.SESSION_OVER_BOUND
-        ranks = [float(rank) for rank in range(len(free))]
-        shown = list(islice((replica for replica in passed if replica not in free), CANDIDATES - 1))
-        free = free[: CANDIDATES - len(shown)]
-        scores = ranks[: len(free)] + [OVER_BOUND + rank for rank in range(len(shown))]
-        return free + shown, scores, None, reason, len(passed)
+        free: list[Replica] = []
+        full: list[Replica] = []
+        for seat in dict.fromkeys(owners[(point + hop) % ring] for hop in range(min(MAX_HOPS, ring))):
+            if seat.replica is not None:
+                (free if seat.replica.in_flight < bound else full).append(seat.replica)
+                if len(free) == CANDIDATES:
+                    break
+        return free, full
 
     def _without_session(self, view: View) -> Choice:
         if view.adapter:
             return least_with_adapter(view, self._adapter_penalty)
         candidates = view.order.least()
         scores = [float(replica.in_flight) for replica in candidates]
-        return candidates, scores, None, Reason.NO_SESSION, 0
+        return candidates, scores, None, Reason.NO_SESSION.value, 0
 
 
 def _names_session(view: View, session: bytes) -> bool:

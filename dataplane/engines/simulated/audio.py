@@ -61,7 +61,7 @@ async def _speech(replica: Replica, exchange: Exchange, kind: str, prefix: str) 
     sampling = Sampling(max_tokens=limit, stream=streamed)
     # The sound's content is the prompt's identity; its length is what it costs.
     prompt = tokens_of(f"{kind} {xxhash.xxh3_64_hexdigest(form.file)} ".ljust(4 * limit, "."))
-    replica.check_prompt(prompt, sampling)
+    replica.check_prompt(prompt)
     await replica.admit()
     answers = replica.answers([prompt], adapter, sampling)
     if streamed:

@@ -31,7 +31,7 @@ async def chat_completions(replica: Replica, exchange: Exchange) -> None:
     if not messages:
         raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
     prompt = render(messages)
-    replica.check_prompt(prompt, sampling)
+    replica.check_prompt(prompt)
     await replica.admit()
     answers = replica.answers([prompt], adapter, sampling)
     call = ChatCall(replica.request_id(exchange, "chatcmpl"), int(time.time()), model, len(prompt), sampling)
@@ -64,25 +64,26 @@ def _head(call: ChatCall) -> str:
 
 
 def chunk_writer(call: ChatCall, prompt_ids: list[int] | None) -> Callable[[Answer, Piece], bytes]:
-    """Return what turns a piece into events: the role before the first, the finish reason with the last."""
+    """Return what turns a piece into events; the roles of all choices come before the first."""
     head = _head(call)
     plain = call.sampling.logprobs is None and not call.sampling.token_ids and not call.sampling.continuous_usage
     heads = [f'{head}{{"index":{i},"delta":{{"content":"'.encode() for i in range(call.sampling.choices)]
     tail = b'"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
+    roles = b"".join(_role(call, head, i, prompt_ids) for i in range(call.sampling.choices))
+    opened = False
 
     def write(answer: Answer, piece: Piece) -> bytes:
         if plain and piece.start and not piece.last:
             return heads[answer.index] + piece.text + tail
-        role = b"" if piece.start else _role(call, head, answer, prompt_ids)
-        return role + _chunk(call, head, answer, piece)
+        nonlocal opened
+        opening, opened = (b"" if opened else roles), True
+        return opening + _chunk(call, head, answer, piece)
 
     return write
 
 
-def _role(call: ChatCall, head: str, answer: Answer, prompt_ids: list[int] | None) -> bytes:
-    choice = (
-        f'{{"index":{answer.index},"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}]'
-    )
+def _role(call: ChatCall, head: str, index: int, prompt_ids: list[int] | None) -> bytes:
+    choice = f'{{"index":{index},"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}]'
     ids = encode(prompt_ids).decode()
     return f'{head}{choice}{_running_usage(call, 0)},"prompt_token_ids":{ids},"prompt_text":null}}\n\n'.encode()
 
@@ -115,7 +116,7 @@ def stream_end(call: ChatCall, answers: list[Answer]) -> bytes:
     if not call.sampling.include_usage:
         return DONE
     completion = sum(answer.seen for answer in answers)
-    counts = encode(usage.with_details(call.prompt_tokens, completion, answers[0].cached_tokens)).decode()
+    counts = encode(usage.of_stream(call.prompt_tokens, completion, usage.chat_cache(answers[0]))).decode()
     return f'{_head(call)}],"usage":{counts},"system_fingerprint":"{FINGERPRINT}"}}\n\n'.encode() + DONE
 
 
@@ -132,7 +133,7 @@ def _completion(
         "choices": [_choice(call, answer, said) for answer, said in zip(answers, texts, strict=True)],
         "service_tier": None,
         "system_fingerprint": FINGERPRINT,
-        "usage": usage.full(call.prompt_tokens, completion, first.cached_tokens),
+        "usage": usage.of_whole(call.prompt_tokens, completion, usage.chat_cache(first)),
         "prompt_logprobs": None,
         "prompt_token_ids": prompt_ids,
         "prompt_text": None,

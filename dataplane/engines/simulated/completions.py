@@ -62,7 +62,7 @@ async def completions(replica: Replica, exchange: Exchange) -> None:
         raise ApiError(400, f"at most {MAX_PROMPTS} prompts, got {len(prompts)}")
     model, adapter = replica.model(model_name)
     for tokens in prompts:
-        replica.check_prompt(tokens, sampling)
+        replica.check_prompt(tokens)
     await replica.admit()
     answers = replica.answers(prompts, adapter, sampling)
     call = Call(replica.request_id(exchange, "cmpl"), int(time.time()), model, prompts, echo, sampling)
@@ -130,14 +130,14 @@ def _logprobs(call: Call, answer: Answer, start: int, end: int) -> dict[str, Any
 def _stream_end(call: Call, answers: list[Answer]) -> bytes:
     if not call.sampling.include_usage:
         return DONE
-    cached = sum(answer.cached_tokens for answer in answers[:: call.sampling.choices])
-    counts = usage.with_details(call.prompt_tokens, sum(answer.seen for answer in answers), cached)
+    cache = usage.completion_cache(answers[:: call.sampling.choices])
+    counts = usage.of_stream(call.prompt_tokens, sum(answer.seen for answer in answers), cache)
     event = f'{_head(call)}],"usage":{encode(counts).decode()},"system_fingerprint":"{FINGERPRINT}"}}\n\n'
     return event.encode() + DONE
 
 
 def _completion(replica: Replica, call: Call, answers: list[Answer], texts: list[bytes]) -> dict[str, Any]:
-    cached = sum(answer.cached_tokens for answer in answers[:: call.sampling.choices])
+    cache = usage.completion_cache(answers[:: call.sampling.choices])
     return {
         "id": call.id,
         "object": "text_completion",
@@ -146,7 +146,7 @@ def _completion(replica: Replica, call: Call, answers: list[Answer], texts: list
         "choices": [_choice(call, answer, said) for answer, said in zip(answers, texts, strict=True)],
         "service_tier": None,
         "system_fingerprint": FINGERPRINT,
-        "usage": usage.full(call.prompt_tokens, sum(answer.seen for answer in answers), cached),
+        "usage": usage.of_whole(call.prompt_tokens, sum(answer.seen for answer in answers), cache),
         "kv_transfer_params": replica.connector.answer(call.sampling.kv_transfer, call.id, answers[0].ticket.sequence),
         "ec_transfer_params": None,
         "metrics": None,

@@ -10,7 +10,6 @@ prompt. A sequence that needs a further block when none is free preempts the one
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dataplane.engines.simulated import block_pool
@@ -79,10 +78,11 @@ class Engine:
         """Sequences whose KV is on its way."""
         return len(self._transferring)
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """Prompt tokens beyond which a sequence could never be admitted."""
-        return self.pool.total * self._block - 1
+    def adapters(self) -> tuple[list[str], list[str]]:
+        """Return the adapters of running and of waiting sequences, each once, sorted."""
+        running = {s.prompt.adapter for s in self._running} - {""}
+        waiting = {s.prompt.adapter for s in (*self._waiting, *self._transferring)} - {""}
+        return sorted(running), sorted(waiting)
 
     def submit(self, prompt: Prompt, now_s: float) -> Sequence:
         """Queue a sequence."""
@@ -225,7 +225,9 @@ class Engine:
         if sequence.admitted_s < 0:
             sequence.admitted_s = now_s
             sequence.cached_tokens = sequence.computed
-            sequence.external_tokens = len(sequence.prompt.tokens) - sequence.computed if sequence.prompt.remote else 0
+            prompt_tokens = len(sequence.prompt.tokens)
+            sequence.created_tokens = prompt_tokens // self._block * self._block - sequence.computed
+            sequence.external_tokens = prompt_tokens - sequence.computed if sequence.prompt.remote else 0
             self.statistics.admitted(sequence)
             if sequence.external_tokens:
                 sequence.state = State.TRANSFERRING
@@ -297,8 +299,3 @@ class Engine:
 def kv_usage(engine: Engine) -> float:
     """Return the share of blocks in use, 0..1, as vLLM's gauge counts it (cache that may be evicted is free)."""
     return engine.pool.in_use / engine.pool.total
-
-
-def all_done(sequences: Iterable[Sequence]) -> bool:
-    """Return whether none of the sequences will get another token."""
-    return all(s.state in (State.FINISHED, State.ABORTED) for s in sequences)

@@ -28,7 +28,7 @@ class Faults:
 
 def updated(faults: Faults, given: Any) -> Faults:
     """Return ``faults`` with the given switches changed. Raises ApiError 400 for an unknown or wrong one."""
-    known = {field.name: type(getattr(faults, field.name)) for field in fields(Faults)}
+    known = {field.name: type(field.default) for field in fields(Faults)}
     if not isinstance(given, dict) or not set(given) <= set(known):
         raise ApiError(400, f"the body must be an object with keys of {sorted(known)}")
     for name, value in given.items():

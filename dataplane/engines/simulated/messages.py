@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+from dataplane.engines.simulated import usage
 from dataplane.engines.simulated.answer import Answer, Piece
 from dataplane.engines.simulated.http import Exchange, encode
 from dataplane.engines.simulated.prompts import content_text, render
@@ -36,7 +37,7 @@ async def messages(replica: Replica, exchange: Exchange) -> None:
     sampling = read_sampling(body, max_tokens, replica.settings.context_tokens, "max_tokens")
     model, adapter = replica.model(model_name)
     prompt = _prompt(body)
-    replica.check_prompt(prompt, sampling)
+    replica.check_prompt(prompt)
     await replica.admit()
     answers = replica.answers([prompt], adapter, sampling)
     answer = answers[0]
@@ -45,7 +46,8 @@ async def messages(replica: Replica, exchange: Exchange) -> None:
         start = {"id": message_id, "type": "message", "role": "assistant", "content": [], "model": model}
 
         def write(found: Answer, piece: Piece) -> bytes:
-            opening = b"" if piece.start else _opening(start, len(prompt), found.cached_tokens)
+            del found
+            opening = b"" if piece.start else _opening(start, len(prompt))
             return opening + _DELTA + piece.text + _DELTA_END
 
         await stream(exchange, replica, answers, write, lambda: _closing(answer, len(prompt)))
@@ -60,7 +62,7 @@ async def messages(replica: Replica, exchange: Exchange) -> None:
         "content": [{"type": "text", "text": said}],
         "model": model,
         **_stop(answer),
-        "usage": _usage(len(prompt), answer.seen, answer.cached_tokens),
+        "usage": _usage(answer, len(prompt)),
     }
     await exchange.reply(content if params is None else {**content, "kv_transfer_params": params})
 
@@ -82,22 +84,26 @@ def _stop(answer: Answer) -> dict[str, str]:
     return {"stop_reason": "max_tokens" if answer.outline.reason == "length" else "end_turn"}
 
 
-def _usage(prompt: int, completion: int, cached: int) -> dict[str, int]:
-    counts = {"input_tokens": prompt - cached, "output_tokens": completion}
-    return {**counts, "cache_read_input_tokens": cached} if cached else counts
+def _usage(answer: Answer, prompt: int) -> dict[str, int]:
+    """Return the counts as Anthropic splits them: read from the cache, written to it, and the rest."""
+    cache = usage.chat_cache(answer)
+    read, created = cache["cached_tokens"], cache["created_cache_tokens"]
+    counts = {"input_tokens": prompt - read - created, "output_tokens": answer.seen}
+    return {**counts, "cache_creation_input_tokens": created, "cache_read_input_tokens": read}
 
 
 def _event(kind: str, content: dict[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), encode({"type": kind, **content}))
 
 
-def _opening(start: dict[str, Any], prompt: int, cached: int) -> bytes:
-    message = {**start, "stop_reason": None, "stop_sequence": None, "usage": _usage(prompt, 0, cached)}
+def _opening(start: dict[str, Any], prompt: int) -> bytes:
+    counts = {"input_tokens": prompt, "output_tokens": 0}
+    message = {**start, "stop_reason": None, "stop_sequence": None, "usage": counts}
     block = {"content_block": {"type": "text", "text": ""}, "index": 0}
     return _event("message_start", {"message": message}) + _event("content_block_start", block)
 
 
 def _closing(answer: Answer, prompt: int) -> bytes:
-    counts = _usage(prompt, answer.seen, answer.cached_tokens)
+    counts = _usage(answer, prompt)
     delta = {"delta": {"stop_reason": None, "stop_sequence": None, **_stop(answer)}, "usage": counts}
     return _event("content_block_stop", {"index": 0}) + _event("message_delta", delta) + _event("message_stop", {})

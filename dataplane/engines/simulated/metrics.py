@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from typing import TYPE_CHECKING
 
 from dataplane.engines.simulated.engine import kv_usage
@@ -40,6 +41,11 @@ class Page:
         self._lines.append(f"{full}_count{{{self._labels}}} {float(total)}")
         self._lines.append(f"{full}_sum{{{self._labels}}} {histogram.sum}")
 
+    def bare(self, kind: str, name: str, text: str, labels: str, value: float) -> None:
+        """Write one metric with its own labels alone."""
+        full = f"vllm:{name}"
+        self._lines += (f"# HELP {full} {text}", f"# TYPE {full} {kind}", f"{full}{{{labels}}} {float(value)}")
+
     def line(self, kind: str, name: str, text: str, value: float) -> None:
         """Write one process metric without labels."""
         self._lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {float(value)}")
@@ -54,6 +60,7 @@ def render(replica: Replica) -> bytes:
     page = Page(replica.settings.model)
     _process(page, replica)
     _gauges(page, replica)
+    _adapters(page, replica)
     _counters(page, replica)
     _histograms(page, replica)
     _cache_config(page, replica)
@@ -90,6 +97,16 @@ def _gauges(page: Page, replica: Replica) -> None:
     ]
     page.add("gauge", "engine_sleep_state", "Engine sleep state; awake = 1 means engine is awake.", *sleep)
     page.add("gauge", "kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", ("", kv_usage(engine)))
+
+
+def _adapters(page: Page, replica: Replica) -> None:
+    names = replica.settings.adapters
+    if not names:
+        return
+    running, waiting = replica.pacer.engine.adapters()
+    shown = (json.dumps(",".join(group), ensure_ascii=False) for group in (running, waiting))
+    labels = 'max_lora="{}",running_lora_adapters={},waiting_lora_adapters={}'.format(len(names), *shown)
+    page.bare("gauge", "lora_requests_info", "Running stats on lora requests.", labels, time.time())
 
 
 def _counters(page: Page, replica: Replica) -> None:

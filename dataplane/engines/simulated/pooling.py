@@ -142,7 +142,7 @@ async def _prefill(
     model, adapter = replica.model(model_name)
     salt = body.value.get("cache_salt")
     for prompt in prompts:
-        replica.check_length(prompt, 0)
+        replica.check_prompt(prompt)
     await replica.admit()
     tickets = [replica.prefill_only(prompt, adapter, salt if isinstance(salt, str) else "") for prompt in prompts]
 

@@ -54,28 +54,16 @@ class Replica:
         given = exchange.header(b"x-request-id")
         return f"{prefix}-{given[:MAX_REQUEST_ID_CHARS] if given else secrets.token_hex(8)}"
 
-    def check_prompt(self, prompt: array[int], sampling: Sampling) -> None:
-        """Raise ApiError 400 when prompt and answer do not fit the context."""
-        self.check_length(prompt, sampling.max_tokens or 0)
-
-    def check_length(self, prompt: array[int], asked: int) -> None:
-        """Raise ApiError 400 when a prompt and ``asked`` tokens of answer do not fit the context."""
+    def check_prompt(self, prompt: array[int]) -> None:
+        """Raise ApiError 400 when a prompt leaves no room for one token; a longer answer than fits is cut short."""
         limit = self.settings.context_tokens
-        prompt_tokens = len(prompt)
-        if prompt_tokens >= limit:
+        if len(prompt) >= limit:
             message = (
                 f"This model's maximum context length is {limit} tokens. However, your prompt contains at least "
                 f"{limit + 1} input tokens, which exceeds this limit even without any output tokens. "
                 "Please reduce the length of the input prompt."
             )
             raise parameter_error(message, "input_tokens", limit + 1)
-        if prompt_tokens + asked > limit:
-            message = (
-                f"This model's maximum context length is {limit} tokens. However, you requested {asked} output tokens "
-                f"and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + asked}. "
-                "Please reduce the length of the input prompt or the number of requested output tokens."
-            )
-            raise parameter_error(message, "input_tokens", prompt_tokens)
 
     async def admit(self) -> None:
         """Apply the faults that strike before the engine."""

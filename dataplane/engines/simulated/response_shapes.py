@@ -116,7 +116,8 @@ class Events:
 
     def opening(self) -> bytes:
         """Return what comes before the first token is there."""
-        return self._whole("response.created") + self._whole("response.in_progress")
+        started = {"response": {**self._state.shown(), "status": "in_progress"}}
+        return self._event("response.created", started) + self._event("response.in_progress", started)
 
     def item_opening(self) -> bytes:
         """Return what comes with the first token."""
@@ -137,10 +138,7 @@ class Events:
         done = self._event("response.output_text.done", {**head, "logprobs": [], "output_index": 0}, {"text": text})
         whole = self._event("response.content_part.done", {**head, "output_index": 0, "part": part(text, None)})
         item = self._event("response.output_item.done", {"item": self._state.item("completed"), "output_index": 0})
-        return done + whole + item + self._whole("response.completed")
-
-    def _whole(self, kind: str) -> bytes:
-        return self._event(kind, {"response": self._state.shown()})
+        return done + whole + item + self._event("response.completed", {"response": self._state.shown()})
 
     def _event(self, kind: str, content: dict[str, Any], last: dict[str, Any] | None = None) -> bytes:
         body = encode({**content, "sequence_number": self._next(), **(last or {}), "type": kind})

@@ -36,7 +36,7 @@ async def create_response(replica: Replica, exchange: Exchange) -> None:
     model, adapter = replica.model(model_name)
     messages = _conversation(replica, body.value)
     prompt = render(messages)
-    replica.check_prompt(prompt, sampling)
+    replica.check_prompt(prompt)
     await replica.admit()
     answer = replica.answers([prompt], adapter, sampling)[0]
     limit = sampling.max_tokens or replica.settings.context_tokens - len(prompt)

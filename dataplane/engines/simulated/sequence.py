@@ -45,6 +45,7 @@ class Sequence:
         "arrived_s",
         "cached_tokens",
         "computed",
+        "created_tokens",
         "external_tokens",
         "first_token_s",
         "held",
@@ -75,6 +76,7 @@ class Sequence:
         self.held = 0  # the first so many of them are held as named blocks
         self.private = 0
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when it was admitted
+        self.created_tokens = 0  # prompt tokens in full blocks that were new to the cache
         self.external_tokens = 0  # prompt tokens that a peer sent
         self.preemptions = 0
         self.arrived_s = now_s

@@ -66,7 +66,8 @@ class Agent:
         self.engines[replica].last_log_lines[:] = ["boom"]
 
     async def _run(self) -> None:
-        async with aio.insecure_channel(f"unix:{self._socket}") as channel:
+        options = [(f"grpc.{name}_reconnect_backoff_ms", 100) for name in ("initial", "min", "max")]
+        async with aio.insecure_channel(f"unix:{self._socket}", options=options) as channel:
             stub = node_pb2_grpc.NodeServiceStub(channel)
             while True:
                 with contextlib.suppress(aio.AioRpcError):

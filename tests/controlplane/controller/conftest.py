@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from grpc import aio
 from controlplane.controller.process import Controller
 from controlplane.spec import Cluster, to_json
 from controlplane.store.sqlite import SqliteStore
-from dataplane.pb import admin_pb2_grpc
+from dataplane.pb import admin_pb2, admin_pb2_grpc, topology_pb2
 from dataplane.state_dir import StateDir
-from tests.controlplane.controller.agent import Agent
+from tests.controlplane.controller.agent import Agent, until
 
 
 def cluster(replicas: int = 2, **changes: object) -> Cluster:
@@ -27,8 +28,22 @@ def cluster(replicas: int = 2, **changes: object) -> Cluster:
     return Cluster.model_validate(spec | changes)
 
 
+def state_word(state: topology_pb2.ReplicaState.ValueType) -> str:
+    return topology_pb2.ReplicaState.Name(state).removeprefix("REPLICA_STATE_").lower()
+
+
 def spec_json(replicas: int = 2, **changes: object) -> str:
     return to_json(cluster(replicas, **changes))
+
+
+class SkippingClock:
+    """The monotonic clock, with time that a test lets pass at once."""
+
+    def __init__(self) -> None:
+        self.skipped_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.skipped_s
 
 
 class Bench:
@@ -56,6 +71,28 @@ class Bench:
         self.agents.append(made)
         made.connect()
         return made
+
+    async def apply(self, replicas: int = 2, **changes: object) -> admin_pb2.ApplyResponse:
+        return await self.admin().Apply(admin_pb2.ApplyRequest(spec_json=spec_json(replicas, **changes)))
+
+    def states(self) -> dict[str, str]:
+        """Server name -> state, as published last."""
+        assert self.controller is not None
+        current = self.controller.board.current
+        return {r.server: state_word(r.state) for r in current.replicas} if current else {}
+
+    def number(self) -> int:
+        """The number of the topology that was published last, 0 when none was."""
+        assert self.controller is not None
+        return self.controller.board.current.number if self.controller.board.current else 0
+
+    async def until_states(self, wanted: dict[str, str]) -> None:
+        await until(lambda: self.states() == wanted, f"{wanted}; it is {self.states()}")
+
+    def skip(self, clock: SkippingClock, seconds: float) -> None:
+        assert self.controller is not None
+        clock.skipped_s += seconds
+        self.controller.reconciler.wake()
 
     def channel(self) -> aio.Channel:
         channel = aio.insecure_channel(f"unix:{self.state.controller_socket}")

@@ -78,7 +78,10 @@ class World:
         )
 
     def _remove(self, kind: str, name: str) -> None:
-        del {"pool": self.pools, "node": self.nodes}[kind][name]
+        if kind == "pool":
+            del self.pools[name]
+        else:
+            del self.nodes[name]
 
     def _drain_timeout(self, seconds: str) -> None:
         self.drain_timeout_s = float(seconds)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from controlplane.routing import core as core_module
@@ -135,3 +137,24 @@ def test_residents_of_an_adapter_are_bounded() -> None:
         assert receipt is not None
         resident.append([signal.value for signal in receipt.candidates[0].signals if signal.name == "adapter_resident"])
     assert resident == [[0.0], [1.0]]
+
+
+@pytest.mark.parametrize("policy", sorted(registry.POLICIES))
+def test_a_router_makes_no_cyclic_garbage(policy: str) -> None:
+    """So that its process may run without the cyclic collector, whose pauses all streams would feel."""
+    replicas = [worlds.replica(f"p-{index}", kv_capacity_tokens=16 * 1024) for index in range(4)]
+    core = worlds.core(0, policy, replicas=replicas, adapters=["lora"])
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(1000):
+            name = "lora" if number % 5 == 0 else "m"
+            asked = worlds.request(name, session=f"user={number % 9}", blocks=[number % 3, number % 7, number])
+            decision = core.decide(b"%d" % number, asked, 0.0)
+            core.finished(worlds.completion(b"%d" % number, decision.server), 0.0)
+            if number % 100 == 0:
+                moved = [worlds.replica(f"p-{index}", generation=number + 2) for index in range(2 + number // 100 % 3)]
+                core.install(worlds.topology(0, policy, adapters=["lora"], number=number + 2, replicas=moved), 0.0)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

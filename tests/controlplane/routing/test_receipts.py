@@ -5,7 +5,8 @@ import tracemalloc
 import pytest
 
 from controlplane.routing.core import RoutingCore
-from controlplane.routing.receipts import DEFAULT_CAPACITY, MAX_BYTES, MAX_WORDS, RECORD_BYTES, Label, Words
+from controlplane.routing.receipt import MAX_WORDS, Label, Words
+from controlplane.routing.receipts import DEFAULT_CAPACITY, MAX_BYTES, RECORD_BYTES
 from tests.controlplane.routing import worlds
 
 

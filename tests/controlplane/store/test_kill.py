@@ -27,7 +27,7 @@ class Acknowledged:
     def read(self, output: str) -> None:
         for line in output.splitlines():
             words = line.split()
-            if len(words) != 2 or not output.endswith("\n") and line == output.splitlines()[-1]:
+            if len(words) != 2 or (not output.endswith("\n") and line == output.splitlines()[-1]):
                 continue
             what, number = words[0], int(words[1])
             assert number > self.highest[what], f"{what} {number} was given before"

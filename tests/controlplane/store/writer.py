@@ -37,6 +37,10 @@ def _dying(die_at: int):  # type: ignore[no-untyped-def]
     return make
 
 
+def _tell(line: str) -> None:
+    os.write(1, line.encode() + b"\n")
+
+
 async def write(path: Path, die_at: int) -> None:
     store = SqliteStore(path, _dying(die_at))
     contents = await store.open()
@@ -47,9 +51,9 @@ async def write(path: Path, die_at: int) -> None:
         generation, event = generation + 2, event + 1
         events = [StoredEvent(event, 0, "replica/p-0", "restart", str(generation))]
         await store.write(Batch(put=pair, generation=generation, events=events))
-        print(f"generation {generation}", flush=True)
-        print(f"topology {await store.reserve('topology', 3) + 2}", flush=True)
-        print(f"revision {await store.add_revision(str(generation), 0, 0)}", flush=True)
+        _tell(f"generation {generation}")
+        _tell(f"topology {await store.reserve('topology', 3) + 2}")
+        _tell(f"revision {await store.add_revision(str(generation), 0, 0)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ _CHAT = {"model": MODEL, "messages": _HELLO, "max_tokens": 4, "temperature": 0}
 _TEXT = {"model": MODEL, "prompt": "hello there", "max_tokens": 4, "temperature": 0}
 _RESPONSE = {"model": MODEL, "input": "hello there", "max_output_tokens": 4, "temperature": 0}
 _MESSAGE = {"model": MODEL, "messages": _HELLO, "max_tokens": 4}
-_LONG = [{"role": "user", "content": "many words " * 3000}]
+_LONG = [{"role": "user", "content": "hello " * 3000}]
 _USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 _CONTINUOUS = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
@@ -94,7 +94,6 @@ EXCHANGES: dict[str, tuple[str, str, Any]] = {
     "max-tokens-zero": ("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 0}),
     "max-tokens-negative": ("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": -1}),
     "max-tokens-over-context": ("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 5000}),
-    "sum-over-context": ("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 2047}),
     "prompt-over-context": ("POST", "/v1/chat/completions", {**_CHAT, "messages": _LONG}),
     "completion-over-context": ("POST", "/v1/completions", {**_TEXT, "prompt": _LONG[0]["content"]}),
     "temperature-negative": ("POST", "/v1/chat/completions", {**_CHAT, "temperature": -1}),

@@ -37,7 +37,9 @@ def main(url: str) -> None:
     """Write both files."""
     with httpx2.Client(base_url=url, timeout=60) as client:
         shapes = {name: ask(client, name) for name in EXCHANGES}
-        lines = [f"{name} {' '.join(sorted(labels))}" for name, labels in metric_names(client.get("/metrics").text).items()]
+        lines = [
+            f"{name} {' '.join(sorted(labels))}" for name, labels in metric_names(client.get("/metrics").text).items()
+        ]
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in shapes.items())
     SHAPES.write_text("{\n" + rows + "\n}\n")
     METRICS.write_text("\n".join(lines) + "\n")

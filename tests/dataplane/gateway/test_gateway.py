@@ -116,15 +116,12 @@ async def test_more_sends_the_body(lab: Lab) -> None:
 async def test_the_routers_refusals_are_answered(lab: Lab, code: str) -> None:
     await one_model(lab, 1)
     lab.decide = lambda message, question: {"err": code}
-    await lab.router.start()
-    await until(lambda: bool(lab.router.asked) or not asyncio.ensure_future(lab.post(CHAT)), "asked")
+    await lab.router_up()
     check_error(await lab.post(CHAT), code)
     lab.decide = lambda message, question: {"shed": 7}
     shed = await lab.post(CHAT)
     check_error(shed, "overloaded")
     assert shed.headers["retry-after"] == "7"
-    for pending in asyncio.all_tasks() - {asyncio.current_task()}:
-        await asyncio.wait([pending], timeout=1)
 
 
 async def test_without_a_router_each_request_reaches_its_models_pool(lab: Lab) -> None:
@@ -146,10 +143,8 @@ async def test_without_a_router_each_request_reaches_its_models_pool(lab: Lab) -
     check_error(await lab.post(content=b""), "model_required")
     big = b'{"messages":"' + b"x" * (2 << 20) + b'","model":"n"}'
     check_error(await lab.post(content=big), "model_not_visible")
-    assert (await lab.post(content=big, headers={"x-slipstream-model": "n"})).json() == {
-        "replica": lab.log or (lab.replicas["b-0.g1"].received or lab.replicas["b-1.g1"].received) and "b-0.g1",
-        "bytes": len(big),
-    } or True
+    seen = await lab.post(content=big, headers={"x-slipstream-model": "n"})
+    assert seen.json()["bytes"] == len(big) and seen.json()["replica"].startswith("b-")
     pin = pin_key("b-1.g1")
     got = await lab.client.get(f"/v1/responses/resp_{pin}_ab?stream=true")
     assert got.json()["replica"] == "b-1.g1"
@@ -325,7 +320,8 @@ async def test_a_reload_under_load_loses_nothing(lab: Lab) -> None:
     stop.set()
     await asyncio.gather(*loaders)
     assert set(results) == {200} and all(await asyncio.gather(*streams))
-    assert (await lab.client.get("/v1/models/lora4")).status_code == 200
+    # A kept-alive connection may still get one answer of the old worker.
+    assert b" 200 " in await raw(lab.port, b"GET /v1/models/lora4 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 
 
 async def test_a_lost_server_stays_out_over_a_reload(lab: Lab) -> None:

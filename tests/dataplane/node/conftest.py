@@ -42,6 +42,11 @@ class Agent:
         """Signal the agent and return its exit code."""
         assert self._process is not None
         self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the agent's end and return its exit code."""
+        assert self._process is not None
         code = self._process.wait(30)
         self._process = None
         return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -245,6 +246,15 @@ async def test_external_endpoints_are_only_probed(agent: Agent, controller: Cont
     os.kill(ready["a-1"].pid, signal.SIGKILL)
     lost = (await controller.until(a_0="READY", a_1="FAILED", x_0="FAILED"))["x-0"]
     assert not lost.exited
+
+
+async def test_a_second_agent_of_one_state_directory_ends_at_once(agent: Agent, controller: Controller) -> None:
+    await controller.order()
+    await controller.until()
+    second = Agent(agent.state)
+    second.start()
+    assert await asyncio.to_thread(second.wait) == 1
+    assert "another node agent serves" in agent.log
 
 
 async def test_reports_come_without_any_change(agent: Agent, controller: Controller) -> None:

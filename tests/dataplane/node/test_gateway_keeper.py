@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import os
+import re
 import signal
 import socket
 from collections.abc import Sequence
 
+from dataplane.gateway import runtime
+from dataplane.gateway.errors import GatewayError
 from dataplane.launchers import procfs
 from dataplane.launchers.records import Records
 from dataplane.names import server_name
@@ -15,7 +20,7 @@ from dataplane.pb import gateway_pb2, node_pb2, topology_pb2
 from dataplane.state_dir import StateDir
 from tests.dataplane.launchers.waiting import eventually
 from tests.dataplane.node.conftest import Agent
-from tests.dataplane.node.controller import Controller
+from tests.dataplane.node.controller import DEADLINE_S, Controller
 from tests.dataplane.node.engine_script import order
 from tests.ports import lease
 
@@ -63,6 +68,25 @@ def gateway(port: int, number: int, replicas: Sequence[topology_pb2.Replica]) ->
 
 def statuses(report: node_pb2.NodeReport) -> dict[str, str]:
     return {server.server: server.status.split()[0] for server in report.gateway.servers}
+
+
+async def until_servers(state: StateDir, **wanted: str) -> None:
+    """Wait until HAProxy itself says so of exactly these servers (``a_0_g1="UP"``)."""
+    names = {re.sub(r"_g(\d+)$", r".g\1", name).replace("_", "-"): status for name, status in wanted.items()}
+    told: dict[str, str] = {}
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while loop.time() < deadline:
+        try:
+            answer = await runtime.ask(state.haproxy_socket, "show stat tiny 4 -1")
+        except GatewayError:
+            answer = ""  # it is being started
+        rows = csv.DictReader(answer.removeprefix("# ").splitlines())
+        told = {row["svname"]: row["status"].split()[0] for row in rows}
+        if told == names:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(told)
 
 
 def listens(port: int) -> bool:
@@ -116,7 +140,7 @@ async def test_haproxy_outlives_the_agent_and_is_adopted(agent: Agent, controlle
 
 
 async def test_a_lost_replica_is_taken_out_with_its_gang_and_without_the_controller(
-    agent: Agent, controller: Controller, program: str
+    agent: Agent, controller: Controller, state: StateDir, program: str
 ) -> None:
     front, *ports = lease(4)
     engines = [order(program, f"a-{i}", 1, port) for i, port in enumerate(ports)]
@@ -124,27 +148,30 @@ async def test_a_lost_replica_is_taken_out_with_its_gang_and_without_the_control
     await controller.order(*engines)
     told = await controller.until(a_0="READY", a_1="READY", a_2="READY")
     await controller.order(*engines, gateway=gateway(front, 1, replicas))
-    await controller.heard(lambda report: set(statuses(report).values()) == {"UP"})
+    await until_servers(state, a_0_g1="UP", a_1_g1="UP", a_2_g1="UP")
     os.kill(told["a-0"].pid, signal.SIGKILL)
     # No new orders are given: the node does this by itself.
-    out = {"a-0.g1": "MAINT", "a-1.g1": "MAINT", "a-2.g1": "UP"}
-    await controller.heard(lambda report: statuses(report) == out)
+    out = {"a_0_g1": "MAINT", "a_1_g1": "MAINT", "a_2_g1": "UP"}
+    await until_servers(state, **out)
     # Orders that do not know it yet change nothing.
     await controller.order(*engines, gateway=gateway(front, 2, replicas))
-    await controller.heard(lambda report: report.gateway.topology_number == 2 and statuses(report) == out)
+    await controller.heard(lambda report: report.gateway.topology_number == 2)
+    await until_servers(state, **out)
     # Over a restart of the agent and of HAProxy too.
     agent.end(signal.SIGKILL)
     controller.reports.clear()
     agent.start()
-    await controller.heard(lambda report: report.gateway.ready and statuses(report) == out)
-    os.kill(controller.reports[-1].gateway.pid, signal.SIGKILL)
-    await controller.heard(lambda report: report.gateway.ready and statuses(report) == out)
+    before = await controller.heard(lambda report: report.gateway.ready)
+    await until_servers(state, **out)
+    os.kill(before.gateway.pid, signal.SIGKILL)
+    await controller.heard(lambda report: report.gateway.ready and report.gateway.pid != before.gateway.pid)
+    await until_servers(state, **out)
     # A new generation serves.
     engines[:2] = [order(program, f"a-{i}", 2, ports[i]) for i in range(2)]
     replicas[:2] = [replica(f"a-{i}", 2, ports[i], group="g") for i in range(2)]
     await controller.order(*engines, gateway=gateway(front, 3, replicas))
-    up = {"a-0.g2": "UP", "a-1.g2": "UP", "a-2.g1": "UP"}
-    await controller.heard(lambda report: statuses(report) == up)
+    await until_servers(state, a_0_g2="UP", a_1_g2="UP", a_2_g1="UP")
+    await controller.heard(lambda report: report.gateway.topology_number == 3)
 
 
 async def test_an_order_that_cannot_be_served_leaves_the_last_one(agent: Agent, controller: Controller) -> None:
