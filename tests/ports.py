@@ -53,6 +53,14 @@ def lease(count: int = 1) -> list[int]:
     return taken
 
 
+def lease_block() -> list[int]:
+    """Return ``BLOCK`` ports in a row, all of them free, in nobody else's lease."""
+    while True:
+        block = _lease_block()
+        if all(_is_free(port) for port in block):
+            return block
+
+
 @atexit.register
 def _release() -> None:
     for fd in _locks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ HEADERS = (
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
     (b"cache-control", b"no-store"),
 )
-#: A host name with its port; nothing legitimate is longer.
-MAX_HOST = 300
+#: A Host header: name, IPv4 address or IPv6 address in brackets, and a port perhaps.
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9.-]{1,253}))(?::[0-9]{1,5})?")
 
 
 class Guard:
@@ -58,10 +59,10 @@ class Guard:
             await self._app(scope, receive, send_guarded)
 
     def _allowed(self, raw: bytes) -> bool:
-        if len(raw) > MAX_HOST:
+        found = _HOST.fullmatch(raw.decode("latin-1").lower())
+        if found is None:
             return False
-        text = raw.decode("latin-1").lower()
-        name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+        name = found["v6"] or found["name"]
         if name in {"localhost", self._host}:
             return True
         try:

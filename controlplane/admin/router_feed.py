@@ -103,21 +103,27 @@ class RouterFeed:
             self._channel = aio.insecure_channel(f"unix:{self._socket}", options=options)
         return routing_pb2_grpc.RoutingServiceStub(self._channel)
 
+    def _viewed(self) -> bool:
+        return self._clock() - self._viewed_s < VIEWER_GONE_S
+
     async def _watch(self) -> None:
-        while self._clock() - self._viewed_s < VIEWER_GONE_S:
+        while self._viewed():
             reading = asyncio.create_task(self._read())
-            while not reading.done() and self._clock() - self._viewed_s < VIEWER_GONE_S:
-                await asyncio.wait({reading}, timeout=RETRY_S)
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError, aio.AioRpcError):
-                await reading
-            if self._clock() - self._viewed_s < VIEWER_GONE_S:
+            try:
+                while self._viewed() and not reading.done():
+                    await asyncio.wait({reading}, timeout=RETRY_S)
+            finally:
+                reading.cancel()
+                await asyncio.wait({reading})
+            if self._viewed():
                 await asyncio.sleep(RETRY_S)
 
     async def _read(self) -> None:
+        """Take receipts until the router goes away."""
         request = routing_pb2.WatchReceiptsRequest(max_per_second=RECEIPTS_PER_S)
-        async for answer in self._stub().WatchReceipts(request):
-            self.skipped += answer.skipped
-            for receipt in answer.receipts:
-                self.last += 1
-                self._decisions.append(Decision(self.last, receipt))
+        with contextlib.suppress(aio.AioRpcError):
+            async for answer in self._stub().WatchReceipts(request):
+                self.skipped += answer.skipped
+                for receipt in answer.receipts:
+                    self.last += 1
+                    self._decisions.append(Decision(self.last, receipt))

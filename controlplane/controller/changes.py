@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from controlplane.controller import convert
 from controlplane.controller.ledger import Ledger
 from controlplane.controller.reconciler import Reconciler
-from controlplane.controller.routing_settings import check_routing
 from controlplane.errors import InvalidRequest, InvalidSpec, NotFound
 from controlplane.planning.difference import Difference, spec_changes, unified
 from controlplane.planning.rehearsal import rehearse
@@ -137,7 +136,6 @@ class Changes:
 
     def _checked(self, spec_json: str) -> Cluster:
         cluster = from_json(spec_json)
-        check_routing(cluster)
         present = self._ledger.cluster
         if present is not None and present.cluster != cluster.cluster:
             raise InvalidSpec(

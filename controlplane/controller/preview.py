@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controlplane.controller import convert
-from controlplane.controller.routing_settings import check_routing
 from controlplane.errors import InvalidSpec
 from controlplane.planning.carry_out import carry_out
 from controlplane.planning.plan import plan
@@ -35,7 +34,6 @@ def preview(cluster: Cluster, root: Path) -> Preview:
     ``root`` is the absolute path that stands for the state directory in it. Raises InvalidSpec when a replica has no
     place.
     """
-    check_routing(cluster)
     records = _records(cluster)
     state = StateDir(root)
     replicas = [convert.replica(record, Phase.READY, None, cluster) for record in records]

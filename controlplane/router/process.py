@@ -53,8 +53,9 @@ class AlreadyRunning(Exception):
 class Router:
     """One router over one state directory."""
 
-    def __init__(self, state: StateDir, controller: str) -> None:
+    def __init__(self, state: StateDir, controller: str, long_log_queue: bool) -> None:
         self.state = state
+        self.long_log_queue = long_log_queue
         self.controller = controller
         self.counters = Counters()
         self.core = RoutingCore()
@@ -78,7 +79,7 @@ class Router:
             server = SpopServer(self.decisions.answer, log_feed.drain, self.counters)
             await server.start(self._bind(ending, self.state.spop_socket, socket.SOCK_STREAM))
             ending.push_async_callback(server.stop)
-            log_feed.start()
+            log_feed.start(self.long_log_queue)
             ending.callback(log_feed.stop)
             _log.info("serving, topology %d", self.installed.number)
             for task in (
@@ -133,11 +134,11 @@ def _lock(state: StateDir) -> int:
             time.sleep(0.02)
 
 
-async def _serve(state: StateDir, controller: str) -> None:
+async def _serve(state: StateDir, controller: str, long_log_queue: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await Router(state, controller).run(stop)
+    await Router(state, controller, long_log_queue).run(stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         state.create()
         lock = _lock(state)
-        lengthen_queue()
-        uvloop.run(_serve(state, parsed.controller or f"unix:{state.controller_socket}"))
+        controller = parsed.controller or f"unix:{state.controller_socket}"
+        uvloop.run(_serve(state, controller, lengthen_queue()))
     except (AlreadyRunning, OSError, ValueError) as error:
         _log.error("%s", error)
         return 1

@@ -30,6 +30,8 @@ RECEIVE_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024
 #: Seconds within which a connection must have said HELLO, and a frame that has begun must go on.
 STALL_S = 10.0
+#: Turns of the loop in which aborted connections are let go of; one or two do.
+CLOSING_TURNS = 100
 
 #: Returns the payload that answers a question; never raises.
 Decide = Callable[[Question], bytes]
@@ -136,7 +138,10 @@ class SpopServer:
             self._server.close()
         for connection in tuple(self.connections):
             connection.abort()
-        await asyncio.sleep(0)
+        for _ in range(CLOSING_TURNS):
+            if not self.connections:
+                break
+            await asyncio.sleep(0)
 
     def admit(self, connection: SpopProtocol) -> bool:
         """Return whether there is room for one more connection."""

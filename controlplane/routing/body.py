@@ -140,6 +140,7 @@ def from_parts(
 
 
 def _settled(request: Request, model: bytes, error: str, complete: bool) -> Request:
+    model = model or request.model  # a header named it
     missing = "model_required" if complete else "model_not_visible"
     plain = bool(model) and not error and not request.pin
     return request._replace(plain=plain, model=model, error=error, missing=missing)

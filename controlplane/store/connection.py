@@ -13,7 +13,7 @@ from controlplane.store.base import StoreFailed
 from controlplane.store.schema import MIGRATIONS
 
 #: Milliseconds to wait for another process's lock: a controller that is just ending lets go within that.
-BUSY_TIMEOUT_MS = 5_000
+BUSY_TIMEOUT_MS = 2_000
 #: Pages of write-ahead log before SQLite folds it into the database: 1 MiB.
 CHECKPOINT_PAGES = 256
 

@@ -22,8 +22,8 @@ REQUEST_TIMEOUT_MS = 10_000
 #: Attempts after the first: as many replicas may refuse the connection at one moment.
 RETRIES = 3
 #: To replay what a replica took and then died of, HAProxy 2.8 copies one whole buffer for each request, full or not:
-#: 128 us at 1 MiB, more than all else it does. Only gateways with small buffers do so, and then with one attempt after the
-#: first, since refused connections and crashes share the count: a request may not kill a third replica.
+#: 128 us at 1 MiB, more than all else it does. Only gateways with small buffers do so, and then with one attempt after
+#: the first, since refused connections and crashes share the count: a request may not kill a third replica.
 REPLAY_BUFFER_BYTES = 262_144
 REPLAY_RETRIES = 1
 #: A connection holds a descriptor to the client, one to the replica and, while it is decided, one to the router.

@@ -72,10 +72,12 @@ def backends(topology: topology_pb2.Topology, lost: Set[str]) -> tuple[Backend, 
 
 def _backend(name: str, replicas: list[topology_pb2.Replica], lost: Set[str], interval_ms: int) -> Backend:
     external = any(replica.kind == topology_pb2.ENGINE_KIND_EXTERNAL for replica in replicas)
-    # A refused connection counts as all but the last failed check, and the next check is due in 200 ms.
+    # A refused connection counts as all but the last failed check, and the next check is due in 200 ms. Idle
+    # connections are given up before the replica gives them up, after 5 s with uvicorn: what meets its FIN is not
+    # replayed.
     options = (
         f"check inter {interval_ms}ms fastinter 200ms downinter {max(interval_ms // 2, 500)}ms fall 2 rise 1 "
-        "observe layer4 error-limit 1 on-error sudden-death"
+        "observe layer4 error-limit 1 on-error sudden-death pool-purge-delay 2s"
     )
     servers = tuple(_server(replica, lost) for replica in replicas)
     if len({server.name for server in servers}) != len(servers):

@@ -7,9 +7,10 @@ be checked in one folder and used through the link ``current``.
 from __future__ import annotations
 
 from collections.abc import Set
+from functools import lru_cache
 from http import HTTPStatus
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from dataplane.errors import EDGE_ERRORS, EdgeError
 from dataplane.gateway import limits, lua_settings, pools
@@ -62,6 +63,11 @@ STATUS_ERRORS = {
 _environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701
 
 
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> Template:
+    return _environment.from_string(text)
+
+
 def render(
     order: gateway_pb2.GatewayOrder, site: Site, templates: Templates, lost: Set[str] = frozenset()
 ) -> dict[str, str]:
@@ -72,8 +78,8 @@ def render(
     backends = pools.backends(order.topology, lost)
     values = _values(order, site, backends)
     files = {
-        "haproxy.cfg": _environment.from_string(templates.haproxy).render(values),
-        "spoe.cfg": _environment.from_string(templates.spoe).render(values),
+        "haproxy.cfg": _compiled(templates.haproxy).render(values),
+        "spoe.cfg": _compiled(templates.spoe).render(values),
         "features.lua": lua_settings.settings(order) + templates.features_lua + templates.gateway_lua,
         "models.map": pools.map_text(pools.model_map(order.topology)),
         "pins.map": pools.map_text(pools.pin_map(backends)),
@@ -139,7 +145,7 @@ def _binds(gateway: gateway_pb2.Gateway) -> list[dict[str, str]]:
 
 def _error_file(status: int, error: EdgeError, template: str) -> str:
     body = error.body().decode()
-    text = _environment.from_string(template).render(
+    text = _compiled(template).render(
         status=status, reason=HTTPStatus(status).phrase, length=len(body.encode()), body=body
     )
     return text.rstrip("\n").replace("\n", "\r\n")

@@ -58,7 +58,8 @@ def kill_leftovers(leader: int, since_ticks: int, log: Path | None) -> int:
 async def clear(leader: int, since_ticks: int, log: Path | None, timeout_s: float = CLEAR_TIMEOUT_S) -> bool:
     """Kill what is left of a session until nothing is; False when something still is after ``timeout_s`` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout_s
-    while kill_leftovers(leader, since_ticks, log):
+    # Reading all of /proc takes milliseconds, in which those who wait for the end have more urgent things to do.
+    while await asyncio.to_thread(kill_leftovers, leader, since_ticks, log):
         if asyncio.get_running_loop().time() >= deadline:
             return False
         await asyncio.sleep(_LOOK_INTERVAL_S)

@@ -18,7 +18,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import uvloop
 
-from dataplane.engines.probe import probe
 from dataplane.names import HOST, LABEL, PATH, checked
 from dataplane.node.agent import NodeAgent, NodeIdentity
 from dataplane.state_dir import StateDir
@@ -29,7 +28,7 @@ _TARGET = re.compile(rf"unix:{PATH.pattern}")
 async def serve(state: StateDir, identity: NodeIdentity) -> None:
     """Run the agent until SIGTERM or SIGINT; what it started runs on."""
     loop = asyncio.get_running_loop()
-    running = asyncio.ensure_future(NodeAgent(state, identity, probe).run())
+    running = asyncio.ensure_future(NodeAgent(state, identity).run())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)
     try:

@@ -22,7 +22,6 @@ from dataplane.node.gateway_keeper import ROLE as GATEWAY_ROLE
 from dataplane.node.gateway_keeper import GatewayKeeper
 from dataplane.node.link import ControllerLink
 from dataplane.node.orders_file import OrdersFile
-from dataplane.node.probing import ProbeFunction
 from dataplane.pb import node_pb2
 from dataplane.state_dir import StateDir
 
@@ -47,7 +46,7 @@ class NodeAgent:
     Ending the agent ends nothing that it started: the next one adopts it.
     """
 
-    def __init__(self, state: StateDir, identity: NodeIdentity, probe: ProbeFunction) -> None:
+    def __init__(self, state: StateDir, identity: NodeIdentity) -> None:
         self._identity = identity
         self._state = state
         self._launcher = LocalLauncher(state, roles=(ROLE, GATEWAY_ROLE))
@@ -56,7 +55,7 @@ class NodeAgent:
         self._changed = asyncio.Event()
         site = EngineSite(python=sys.executable, engine_path=str(make_engine_path(state)))
         self._gateway = GatewayKeeper(Gateway(state, self._launcher), self._on_change)
-        self._engines = Engines(self._launcher, Records(state), site, probe, self._on_change, self._gateway.server_lost)
+        self._engines = Engines(self._launcher, Records(state), site, self._on_change, self._gateway.server_lost)
         self._link = ControllerLink(identity.controller, self.report, self.take)
 
     async def run(self) -> None:

@@ -13,7 +13,7 @@ from dataplane.launchers.records import Records
 from dataplane.node import adoption, convert
 from dataplane.node.decide import Action, Forget, Life, Probe, Start, Stop, decide
 from dataplane.node.incarnation import Incarnation
-from dataplane.node.probing import ProbeFunction, probe_once
+from dataplane.node.probing import probe_once
 from dataplane.pb import node_pb2
 
 _log = logging.getLogger(__name__)
@@ -38,14 +38,12 @@ class Engines:
         launcher: Launcher,
         records: Records,
         site: EngineSite,
-        probe: ProbeFunction,
         changed: Callable[[], None],
         lost: Callable[[str], None],
     ) -> None:
         self._launcher = launcher
         self._records = records
         self._site = site
-        self._probe = probe
         self._changed = changed
         self._lost = lost
         self._table: dict[str, Incarnation] = {}
@@ -60,7 +58,7 @@ class Engines:
             if engine is not None:
                 self._table[engine.replica] = engine
         found = list(self._table.values())
-        await asyncio.gather(*(probe_once(engine, self._probe) for engine in found))
+        await asyncio.gather(*(probe_once(engine) for engine in found))
         for engine in found:
             self._follow(engine)
         for engine in adoption.ended(self._records.all()):
@@ -181,7 +179,7 @@ class Engines:
                 self._changed()
                 return
         while engine.probed and self._table.get(engine.replica) is engine:
-            if await probe_once(engine, self._probe):
+            if await probe_once(engine):
                 self._changed()
             await asyncio.sleep(engine.readiness.next_probe_s)
 

@@ -1,4 +1,4 @@
--- The feature record of docs/contracts.md, made from the buffered body. Pure: no call into HAProxy; `hash` is passed in.
+-- The feature record of docs/contracts.md, made from the buffered body. Pure: HAProxy is reached through `env` only.
 -- Only plain searches run over more than a few hundred bytes: a Lua pattern over 100 KB stalls every stream of the thread.
 local find, sub, byte, match, pack, unpack = string.find, string.sub, string.byte, string.match, string.pack, table.unpack
 
@@ -145,13 +145,13 @@ local function prompt_start(b, n)
   return find(head, '"input"', 1, true) or first
 end
 
-local function block_hashes(b, n, from, hash)
+local function block_hashes(b, n, from, env)
   local last = n < HASHED and n or HASHED
-  if last - from < BLOCK then return pack("<i8", hash(sub(b, from, last), 0)) end
+  if last - from < BLOCK then return pack("<i8", env:hash(sub(b, from, last), 0)) end
   local values, count, seed = {}, 0, 0
   for i = from, last, BLOCK do
     local stop = i + BLOCK - 1
-    local value = hash(sub(b, i, stop < last and stop or last), seed)
+    local value = env:hash(sub(b, i, stop < last and stop or last), seed)
     seed = value & 0x7FFFFFFF
     count = count + 1
     values[count] = value
@@ -185,7 +185,7 @@ local function session_of(b, n, keys, whole, env)
   for _, key in ipairs(keys) do
     local value
     if key.header then
-      value = env.header(key.name)
+      value = env:header(key.name)
     elseif n > 0 then
       local state, after = member(b, n, '"' .. key.name .. '"', whole)
       value = state == SEEN and string_value(b, after)
@@ -193,7 +193,7 @@ local function session_of(b, n, keys, whole, env)
     if value and value ~= "" then
       local text = key.name .. "=" .. value
       if #text <= MAX_VALUE then return text end
-      return key.name .. "=#" .. ("%016x"):format(env.hash(value, 0))
+      return key.name .. "=#" .. ("%016x"):format(env:hash(value, 0))
     end
   end
   return ""
@@ -222,10 +222,10 @@ end
 
 -- Return the record, and the model's state.
 --   b: the buffered body; whole: whether that is all of it; body_bytes: its announced length
---   env: hash(string, seed) -> integer, header(name) -> string or nil, session_keys(model) -> list or nil
+--   env: methods hash(string, seed) -> integer, header(name) -> string or nil, session_keys(model) -> list or nil
 local function record(b, kind, whole, body_bytes, env)
   local n = #b
-  local form = FORM_KINDS[kind] and match(env.header("content-type") or "", "^[Mm]ultipart/form%-data;.*boundary=\"?([^\";,]+)")
+  local form = FORM_KINDS[kind] and match(env:header("content-type") or "", "^[Mm]ultipart/form%-data;.*boundary=\"?([^\";,]+)")
   local flags = shape_flags(b, n, whole)
   if form then flags = flags & ~NOT_AN_OBJECT | FORM end
   local state, model = NOT_SEEN, ""
@@ -234,17 +234,17 @@ local function record(b, kind, whole, body_bytes, env)
     else state, model = model_of_object(b, n, whole) end
   end
   if state ~= SEEN then
-    local named = env.header("x-slipstream-model")
+    local named = env:header("x-slipstream-model")
     if named and named ~= "" then state, model = SEEN, named end
   end
-  local keys = env.session_keys(model)
+  local keys = env:session_keys(model)
   local session = keys and session_of(b, form and 0 or n, keys, whole, env) or ""
   local pin = kind == RESPONSES and n > 0 and pin_in_body(b, n, whole) or ""
   local prompt = not form and n > 0 and prompt_start(b, n)
   if not prompt then return written(kind, flags, state, body_bytes, 0, 0, model, session, pin, ""), state end
   local tokens = GENERATING[kind] and max_tokens(b, n, prompt, whole) or 0
   return written(kind, flags, state, body_bytes, n - prompt + 1, tokens, model, session, pin,
-    block_hashes(b, n, prompt, env.hash)), state
+    block_hashes(b, n, prompt, env)), state
 end
 
 -- The record of a request for a stored response: nothing but its pin.

@@ -57,13 +57,15 @@ end)
 
 core.register_action("headers_too_large", {"http-req"}, function(txn) refuse(txn, "headers_too_large") end)
 
-local env = {}
-function env.hash(text, seed) return env.c:xxh64(text, seed) end
-function env.header(name)
-  local value = env.sf:req_hdr(name)
+-- What the feature record needs of one transaction. A table for each: an action may be suspended and another one run.
+local Env = {}
+Env.__index = Env
+function Env:hash(text, seed) return self.c:xxh64(text, seed) end
+function Env:header(name)
+  local value = self.sf:req_hdr(name)
   return value ~= "" and value or nil
 end
-function env.session_keys(model)
+function Env:session_keys(model)
   local keys = SETTINGS.session_keys[model]
   if keys == nil then return SETTINGS.session_keys[""] end
   return keys
@@ -72,17 +74,18 @@ end
 core.register_action("features", {"http-req"}, function(txn)
   local kind = txn:get_var("txn.kind")
   if not kind then return end
-  local body = txn.sf:req_body()
+  local sf = txn.sf
+  local body = sf:req_body()
   local n = #body
   local announced = n
   -- Below this the buffer cannot have been full, so the body ended.
   local whole = n < SETTINGS.surely_whole
   if not whole then
     announced = txn.f:req_body_size() or n
-    whole = announced == n and txn.sf:req_hdr("content-length") ~= ""
+    whole = announced == n and sf:req_hdr("content-length") ~= ""
   end
   if announced > SETTINGS.max_body_bytes then return refuse(txn, "body_too_large") end
-  env.c, env.sf = txn.c, txn.sf
+  local env = setmetatable({c = txn.c, sf = sf}, Env)
   txn:set_var("txn.f", (features.record(body, kind, whole, announced, env)))
 end)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.ports import lease
+from tests.ports import lease_block
 
 T = TypeVar("T")
 SLIPSTREAM = (sys.executable, "-m", "controlplane.cli.main")
@@ -149,8 +149,8 @@ class Cluster:
 @contextmanager
 def running(spec_text: str, ready_s: float = START_DEADLINE_S) -> Iterator[Cluster]:
     """Run a cluster of a spec in which ``GATEWAY_PORT``, ``PAGE_PORT`` and ``ENGINE_PORTS`` stand for leased ports."""
-    gateway, page, *engines = lease(2 + 16)
-    first, last = min(engines), max(engines)
+    gateway, page, *engines = lease_block()
+    first, last = engines[0], engines[-1]
     text = spec_text.replace("GATEWAY_PORT", str(gateway)).replace("PAGE_PORT", str(page))
     text = text.replace("ENGINE_PORTS", f"{first}-{last}")
     with tempfile.TemporaryDirectory(prefix="slipstream-test-") as folder:

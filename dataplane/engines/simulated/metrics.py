@@ -167,7 +167,7 @@ def _cache_config(page: Page, replica: Replica) -> None:
     settings = replica.settings
     tokens = settings.kv_blocks * settings.kv_block_tokens
     labels = (
-        f'block_size="{settings.kv_block_tokens}",enable_prefix_caching="True",'
+        f'engine="0",block_size="{settings.kv_block_tokens}",enable_prefix_caching="True",'
         f'kv_cache_size_tokens="{tokens}",num_gpu_blocks="{settings.kv_blocks}"'
     )
-    page.add("gauge", "cache_config_info", "Information of the LLMEngine CacheConfig", (labels, 1.0))
+    page.bare("gauge", "cache_config_info", "Information of the LLMEngine CacheConfig", labels, 1.0)

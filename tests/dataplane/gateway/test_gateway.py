@@ -60,7 +60,8 @@ async def test_only_listed_paths_and_methods_reach_a_replica(lab: Lab) -> None:
     assert reached == len(KINDS)
     for line in (
         "GET /metrics", "POST /pause", "POST /sleep", "POST /update_weights", "POST /invocations", "GET /v1/../metrics",
-        "GET /v1/%2e%2e/metrics", "POST /v1//chat/completions", "POST //v1/chat/completions", "POST /V1/chat/completions",
+        "GET /v1/%2e%2e/metrics", "POST /v1//chat/completions", "POST //v1/chat/completions",
+        "POST /V1/chat/completions",
         "POST /v1/chat/completions/", "POST /v1/chat/completions/../../pause", "POST /v1/chat%2fcompletions",
         "TRACE /", "OPTIONS *", "GET /v1/responses/a/b", "GET /v1/responses/", "GET /" + "a" * 5000,
     ):  # fmt: skip
@@ -159,7 +160,8 @@ async def test_headers(lab: Lab) -> None:
     await one_model(lab, 1, replica_header=False)
     sent = {
         "x-slipstream-tenant": "evil", "x-slipstream-prefill": "evil", "x-slipstream-model": "m",
-        "Connection": "x-slipstream-tenant, x-request-id, keep-alive", "x-request-id": "mine", "authorization": "Bearer k",
+        "Connection": "x-slipstream-tenant, x-request-id, keep-alive", "x-request-id": "mine",
+        "authorization": "Bearer k",
     }  # fmt: skip
     got = await lab.post(CHAT, headers=sent)
     assert "x-slipstream-replica" not in got.headers
@@ -382,6 +384,9 @@ async def test_no_server_is_a_json_503(lab: Lab) -> None:
     ],
 )
 async def test_malformed_http_is_refused(lab: Lab, request_bytes: bytes) -> None:
+    await lab.start_log()
     await one_model(lab, 1)
     assert b" 400 " in (await raw(lab.port, request_bytes)).split(b"\r\n")[0]
+    assert (await lab.post(CHAT, "/nowhere")).status_code == 404
+    assert not [line for line in lab.log if line.startswith("R")]
     assert lab.replicas["a-0.g1"].received == []

