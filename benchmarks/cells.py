@@ -59,7 +59,9 @@ STREAM = Cell(
     first_token_ms=FIRST_TOKEN_MS,
     gap_ms=GAP_MS,
 )
-SATURATION = Cell("saturation, 200 B", replace(BASE_REQUEST.plan, connections=SATURATION_CONNECTIONS))
+SATURATION = Cell(
+    "saturation, 200 B", replace(BASE_REQUEST.plan, connections=SATURATION_CONNECTIONS), skips_direct=True
+)
 
 FULL = (*REQUESTS, STREAM, SATURATION)
 QUICK = (BASE_REQUEST, request_cell("32 KB", model_first=False), STREAM)

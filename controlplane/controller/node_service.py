@@ -39,8 +39,9 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             if listening.done():
                 listening.result()
         finally:
-            listening.cancel()
             self._nodes.disconnect(name, link)
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
     async def _listen(self, name: str, reports: AsyncIterator[node_pb2.NodeReport], link: Link) -> None:
         try:

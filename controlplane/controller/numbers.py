@@ -7,8 +7,8 @@ import logging
 from controlplane.errors import ControlplaneError
 from controlplane.store.base import Store
 
-#: Numbers reserved at once: with the disk full, that many changes can still be published; a restart skips the rest.
-BLOCK = 1_000
+#: Numbers reserved at once: with the disk full, half as many changes can still be published; a restart skips the rest.
+BLOCK = 200
 
 _log = logging.getLogger(__name__)
 

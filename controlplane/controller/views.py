@@ -75,7 +75,7 @@ class Views:
         return sorted(self._ledger.records.values(), key=lambda r: (r.pool, r.index))
 
     def _ready(self, records: list[Record]) -> int:
-        standing = self._reconciler.standing
+        standing = self._reconciler.publisher.standing
         return sum(1 for r in records if (s := standing.get(r.replica)) is not None and s.phase is Phase.READY)
 
     def _models(self) -> list[admin_pb2.ModelView]:
@@ -113,7 +113,7 @@ class Views:
 
     def _replica(self, record: Record) -> admin_pb2.ReplicaView:
         report = self._report(record)
-        standing = self._reconciler.standing.get(record.replica)
+        standing = self._reconciler.publisher.standing.get(record.replica)
         current = standing if standing is not None and standing.generation == record.generation else None
         server = names.server_name(record.replica, record.generation)
         return admin_pb2.ReplicaView(

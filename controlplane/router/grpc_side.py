@@ -33,7 +33,7 @@ SERVICE = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
 async def serve(router: Router) -> None:
     """Serve RoutingService, health and reflection on the router's socket and follow the controller, until cancelled."""
     server = grpc.aio.server(maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
-    service = RoutingService(router.core, router.installed, router.counters, router.clock)
+    service = RoutingService(router.core, router.installed, router.counters, router.clock, router.read_log)
     add_RoutingServiceServicer_to_server(service, server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

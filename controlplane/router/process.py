@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from controlplane.router import unix_sockets
 from controlplane.router.counters import Counters
 from controlplane.router.decisions import Decisions
 from controlplane.router.log_feed import LogFeed, lengthen_queue
-from controlplane.router.reconciliation import reconcile_forever
+from controlplane.router.reconciliation import Reconciliation
 from controlplane.router.server import SpopServer
 from controlplane.router.topology import InstalledTopology
 from controlplane.router.topology_file import FILE_NAME
@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 LOCK_NAME = "router.lock"
 #: Seconds that a router that is ending may hold its lock while its successor waits.
 LOCK_TIMEOUT_S = 1.0
+#: Seconds until the gRPC socket is tried again when it could not be made.
+GRPC_RETRY_S = 5.0
 #: The youngest generation is looked through every so many new containers, the middle one every 20th time; the oldest,
 #: which holds the prefix index and would take longer than a decision may, practically never: nothing on the path of a
 #: decision makes a cycle.
@@ -60,6 +62,7 @@ class Router:
         self.counters = Counters()
         self.core = RoutingCore()
         self.clock = time.time
+        self.read_log: Callable[[], None] = _nothing
         self.decisions = Decisions(self.core, self.clock, self.counters)
         self.installed = InstalledTopology(state.router / FILE_NAME, self._install, self.counters)
 
@@ -76,16 +79,15 @@ class Router:
         async with AsyncExitStack() as ending:
             log_socket = self._bind(ending, self.state.log_socket, socket.SOCK_DGRAM)
             log_feed = LogFeed(log_socket, self._finished, self.counters)
+            self.read_log = log_feed.drain
             server = SpopServer(self.decisions.answer, log_feed.drain, self.counters)
             await server.start(self._bind(ending, self.state.spop_socket, socket.SOCK_STREAM))
             ending.push_async_callback(server.stop)
             log_feed.start(self.long_log_queue)
             ending.callback(log_feed.stop)
             _log.info("serving, topology %d", self.installed.number)
-            for task in (
-                asyncio.create_task(reconcile_forever(self.state, self.core.reconcile, self.clock, self.counters)),
-                asyncio.create_task(self._serve_grpc()),
-            ):
+            reconciliation = Reconciliation(self.state, self.core.reconcile, self.clock, self.counters)
+            for task in (asyncio.create_task(reconciliation.run()), asyncio.create_task(self._serve_grpc())):
                 ending.push_async_callback(_cancelled, task)
             await stop.wait()
             await self.installed.saved()
@@ -96,15 +98,21 @@ class Router:
         return bound
 
     async def _serve_grpc(self) -> None:
-        """Serve RoutingService and follow the controller; when this fails, decisions go on without it."""
-        try:
-            await asyncio.to_thread(importlib.import_module, "controlplane.router.grpc_side")
-            from controlplane.router.grpc_side import serve
+        """Serve RoutingService and follow the controller; while that fails, decisions go on without it."""
+        while True:
+            try:
+                await asyncio.to_thread(importlib.import_module, "controlplane.router.grpc_side")
+                from controlplane.router.grpc_side import serve
 
-            _settle_garbage()
-            await serve(self)
-        except Exception:
-            _log.exception("gRPC is not served")
+                _settle_garbage()
+                await serve(self)
+            except Exception:
+                _log.exception("gRPC is not served; again in %.0f s", GRPC_RETRY_S)
+            await asyncio.sleep(GRPC_RETRY_S)
+
+
+def _nothing() -> None:
+    """Stand in for the log until its socket is there."""
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -41,12 +41,19 @@ class RoutingService(RoutingServiceServicer):
     """Serves one router's core; everything runs on the router's event loop."""
 
     def __init__(
-        self, core: RoutingCore, installed: InstalledTopology, counters: Counters, clock: Callable[[], float]
+        self,
+        core: RoutingCore,
+        installed: InstalledTopology,
+        counters: Counters,
+        clock: Callable[[], float],
+        read_log: Callable[[], None],
     ) -> None:
+        """``read_log`` takes the log lines that wait, so that answers tell of requests that have just ended."""
         self._core = core
         self._installed = installed
         self._counters = counters
         self._clock = clock
+        self._read_log = read_log
         self._calls = Calls(lambda completion: core.finished(completion, clock()))
         self._watchers = 0
 
@@ -63,6 +70,7 @@ class RoutingService(RoutingServiceServicer):
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[pb.ExplainRequest, pb.Receipt]
     ) -> pb.Receipt:
         """Return the receipt of a request."""
+        self._read_log()
         found = self._core.receipt(request.request_id.encode())
         if found is None:
             return await _abort(context, NotFound(f"there is no receipt of the request {request.request_id[:128]!r}"))
@@ -89,6 +97,7 @@ class RoutingService(RoutingServiceServicer):
         context: grpc.aio.ServicerContext[pb.RouterStatusRequest, pb.RouterStatusResponse],
     ) -> pb.RouterStatusResponse:
         """Return counts since the start and the load of every replica."""
+        self._read_log()
         known = self._core.counters()
         return pb.RouterStatusResponse(
             topology_number=self._installed.number,

@@ -14,10 +14,6 @@ _ENCODING_BYTES = 4
 PIN = re.compile(r"[0-9a-f]{8}")
 
 
-class NotUtf8(ValueError):
-    """The body is JSON in UTF-16 or UTF-32, where the end of the object cannot be edited."""
-
-
 def response_id(pin: str) -> str:
     """Return a new id ``resp_<pin>_<32 hex>`` (docs/contracts.md, Response ids)."""
     return f"resp_{pin}_{secrets.token_hex(16)}"
@@ -30,16 +26,18 @@ class IdWriter:
     ``request_id`` is overruled without parsing the body. What is not JSON before is not JSON after: outside a string
     the member is whole tokens, and inside one its quote ends the string and leaves the bare word ``request_id``.
     The body always grows by exactly ``growth`` bytes, so its new length is known before its end is: where no member
-    is added (the body ends with anything but ``}``) white space is.
+    is added (the body ends with anything but ``}``) white space is. A body in UTF-16 or UTF-32, whose end is not to
+    be found that way, becomes all white space, which the engine refuses as it refuses any body that is not JSON.
     """
 
-    __slots__ = ("_before", "_member", "_started", "_tail")
+    __slots__ = ("_before", "_blank", "_member", "_started", "_tail")
 
     def __init__(self, request_id: str) -> None:
         self._member = b'"request_id":' + json.dumps(request_id).encode()
         self._tail: list[bytes] = []  # the `}` that may be the last, and white space after it
         self._before = b""  # the last byte that was passed on and is not white space
         self._started = False
+        self._blank = False
 
     @property
     def growth(self) -> int:
@@ -47,7 +45,7 @@ class IdWriter:
         return len(self._member) + 1
 
     def feed(self, data: bytes, more: bool) -> bytes:
-        """Return what may be passed on. Raises NotUtf8."""
+        """Return what may be passed on."""
         ready = self._advance(data, more)
         return ready if more else ready + self._ending()
 
@@ -61,9 +59,10 @@ class IdWriter:
             if more and len(data) < _ENCODING_BYTES:
                 self._tail.append(data)
                 return b""
-            if not json.detect_encoding(data).startswith("utf-8"):
-                raise NotUtf8
+            self._blank = not json.detect_encoding(data).startswith("utf-8")
             self._started = True
+        if self._blank:
+            return b" " * len(data)
         end = len(data.rstrip(_WHITESPACE))
         if data[end - 1 : end] != b"}":
             self._before = data[end - 1 : end] or self._before

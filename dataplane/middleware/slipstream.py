@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-from dataplane.errors import EDGE_ERRORS
 from dataplane.middleware.asgi import App, Receive, Scope, Send
 from dataplane.middleware.held_start import HeldStart
-from dataplane.middleware.response_id import PIN, IdWriter, NotUtf8, grown_headers, response_id, with_response_id
+from dataplane.middleware.response_id import PIN, IdWriter, grown_headers, response_id, with_response_id
 
 _RESPONSES = "/v1/responses"
 
@@ -45,15 +44,4 @@ class SlipstreamMiddleware:
             return
         writer = IdWriter(response_id(self._pin))
         edited = {**scope, "headers": grown_headers(scope["headers"], writer.growth)}
-        try:
-            await self._app(edited, with_response_id(receive, writer), held)
-        except NotUtf8:
-            await _refuse(send)
-
-
-async def _refuse(send: Send) -> None:
-    error = EDGE_ERRORS["invalid_json"]
-    body = error.body()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        await self._app(edited, with_response_id(receive, writer), held)

@@ -5,6 +5,7 @@ const POLL_MS = 1000;
 const HIDDEN_MS = 15000;
 const MAX_ROWS = 200;
 const FULL_BAR_AT_LEAST = 8;
+const LINK = "decision="; // the page's address names the receipt that is open, so that it can be passed on
 
 const byId = (id) => document.getElementById(id);
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
@@ -169,8 +170,9 @@ function notice(text) {
 function showEvents(events) {
   keyed(byId("events"), [...events].reverse(), (event) => String(event.number), (event) => {
     const row = make("li");
-    const subject = event.subject.split("/").pop();
-    row.append(make("time", "", clock.format(event.unix_ms)), make("span", "", `${subject} ${event.reason.replaceAll("_", " ")}`),
+    const [kind, name] = event.subject.split("/");
+    const what = event.reason.replace(`${kind}_`, "").replaceAll("_", " ");
+    row.append(make("time", "", clock.format(event.unix_ms)), make("span", "", `${name || kind} ${what}`),
       make("span", "message", event.message));
     return row;
   }, () => {});
@@ -198,6 +200,7 @@ function showDecisions(state) {
 
 async function explain(requestId) {
   shownReceipt = requestId;
+  history.replaceState(null, "", `#${LINK}${encodeURIComponent(requestId)}`);
   const body = byId("receipt-body");
   body.replaceChildren(make("p", "quiet", "Reading the receipt."));
   byId("receipt").showModal();
@@ -214,7 +217,8 @@ function story(receipt) {
   if (receipt.outcome === "error") return `Answered with ${receipt.error_code}.`;
   if (receipt.outcome === "shed") return "Shed: the client was told to try again later.";
   const why = receipt.reason ? receipt.reason.replaceAll("_", " ") : "no reason given";
-  const beaten = receipt.runner_up ? ` It beat ${receipt.runner_up} by ${number(receipt.margin)}.` : "";
+  const distance = receipt.margin ? `It beat ${receipt.runner_up} by ${number(receipt.margin)}.` : `It tied with ${receipt.runner_up}.`;
+  const beaten = receipt.runner_up ? ` ${distance}` : "";
   return `${receipt.policy.replaceAll("_", " ")} chose ${receipt.server || "no replica"}: ${why}.${beaten}`;
 }
 
@@ -284,5 +288,9 @@ byId("pause").addEventListener("click", (click) => {
 });
 byId("receipt-close").addEventListener("click", () => byId("receipt").close());
 byId("receipt").addEventListener("click", (click) => { if (click.target === byId("receipt")) byId("receipt").close(); });
-byId("receipt").addEventListener("close", () => { shownReceipt = ""; });
+byId("receipt").addEventListener("close", () => {
+  shownReceipt = "";
+  history.replaceState(null, "", location.pathname);
+});
+if (location.hash.startsWith(`#${LINK}`)) explain(decodeURIComponent(location.hash.slice(LINK.length + 1)));
 poll();

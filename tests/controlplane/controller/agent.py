@@ -36,7 +36,7 @@ class Agent:
         self.taken: list[node_pb2.NodeOrders] = []
         self.gateway_error = ""
         self._socket = socket
-        self._obedient = obedient
+        self.obedient = obedient
         self._first_state = first_state
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -114,7 +114,7 @@ class Agent:
     def _take(self, orders: node_pb2.NodeOrders) -> None:
         self.orders = orders
         self.taken.append(orders)
-        if self._obedient:
+        if self.obedient:
             self.obey()
         self.report()
 

@@ -44,6 +44,7 @@ async def test_ready_only_when_the_node_says_so_of_this_generation(bench: Bench)
     agent = bench.agent(first_state=STARTING)
     await bench.apply(2)
     await bench.until_states({"tiny-mixed-0.g1": "starting", "tiny-mixed-1.g2": "starting"})
+    agent.obedient = False
     agent.engines["tiny-mixed-1"].generation = 1  # READY, but of another generation: it says nothing of g2
     agent.set_state("tiny-mixed-1", READY)
     agent.set_state("tiny-mixed-0", READY)
@@ -65,7 +66,7 @@ async def test_a_crash_leaves_rotation_at_once_and_returns_as_a_new_generation(b
     assert "replica_failed" in reasons
     assert "restart" in reasons
     failed = next(e for e in controller.events.about("replica/tiny-mixed-0", 50) if e.reason == "replica_failed")
-    assert failed.message == "ended by signal 9; exit code -9"
+    assert failed.message == "tiny-mixed-0.g1: ended by signal 9; exit code -9"
 
 
 async def test_a_restarted_controller_touches_no_replica(bench: Bench) -> None:

@@ -1,9 +1,12 @@
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from controlplane.router import haproxy_stats
+from controlplane.router import reconciliation as reconciliation_module
+from controlplane.router.counters import Counters
 from controlplane.router.haproxy_stats import (
     MAX_OLD_WORKERS,
     StatsUnavailable,
@@ -11,6 +14,7 @@ from controlplane.router.haproxy_stats import (
     old_workers,
     streams_by_server,
 )
+from controlplane.router.reconciliation import Reconciliation
 from dataplane.state_dir import StateDir
 from tests.controlplane.router.gateway import haproxy, replicas, state_dir
 
@@ -100,3 +104,24 @@ async def test_an_answer_that_never_ends(state: StateDir, monkeypatch: pytest.Mo
     with pytest.raises(StatsUnavailable, match="larger than"):
         await current_streams(state.haproxy_socket, state.haproxy_master_socket)
     server.close()
+
+
+async def test_reconciliation(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = Counters()
+    seen: list[Mapping[str, int]] = []
+    reconciliation = Reconciliation(state, lambda streams, _: seen.append(streams), lambda: 1.0, counters)
+    assert await reconciliation.once() == 0
+    assert counters == Counters(), "without HAProxy there is nothing to tell"
+    async with replicas(1) as servers:
+        async with haproxy(state, servers):
+            assert await reconciliation.once() >= 1
+            assert seen[0]["tiny-mixed-0.g1"] == 0
+        assert await reconciliation.once() == 0
+    broken = Reconciliation(state, lambda *_: 1 // 0, lambda: 1.0, counters)
+    monkeypatch.setattr(reconciliation_module, "current_streams", _two_streams)
+    assert await broken.once() == 2
+    assert (counters.reconciliations, counters.reconciliation_failures, counters.errors) == (1, 1, 1)
+
+
+async def _two_streams(*_paths: Path) -> dict[str, int]:
+    return {"a.g1": 1, "b.g1": 1}

@@ -72,7 +72,9 @@ def test_wrong_switches_are_refused(faulty: Running) -> None:
     assert faulty.client.get("/simulated/faults").json()["hang"] is False
 
 
-def test_a_client_that_leaves_frees_its_blocks(server: Running) -> None:
+def test_a_client_that_leaves_frees_its_blocks(faulty: Running) -> None:
+    server = faulty
+    server.post("/simulated/faults", {"token_delay_s": 0.05})
     with server.client.stream("POST", "/v1/chat/completions", json=LONG) as answer:
         chunks = answer.iter_bytes()
         next(chunks)
@@ -97,7 +99,7 @@ def test_crash() -> None:
 
 def test_sigterm_lets_streams_end_and_takes_new_requests_meanwhile() -> None:
     with replica(step_base_ms=5) as running:
-        with running.client.stream("POST", "/v1/chat/completions", json={**LONG, "max_tokens": 100}) as answer:
+        with running.client.stream("POST", "/v1/chat/completions", json={**LONG, "max_tokens": 400}) as answer:
             chunks = answer.iter_bytes()
             text = next(chunks)
             running.process.send_signal(signal.SIGTERM)

@@ -84,7 +84,7 @@ def test_responses_are_stored_and_continued(client: openai.OpenAI) -> None:
     assert events[0] == "response.created" and events[-1] == "response.completed"
 
 
-def test_background_responses(client: openai.OpenAI) -> None:
+def test_background_responses(client: openai.OpenAI, server: Running) -> None:
     done = client.responses.create(model="tiny", input="hi", max_output_tokens=4, background=True)
     assert done.status == "queued"
     end = time.monotonic() + 10
@@ -92,9 +92,11 @@ def test_background_responses(client: openai.OpenAI) -> None:
         assert time.monotonic() < end
         time.sleep(0.01)
     assert client.responses.retrieve(done.id).output_text
+    server.post("/simulated/faults", {"token_delay_s": 0.05})
     long = client.responses.create(model="tiny", input="hi", max_output_tokens=1900, background=True)
     assert client.responses.cancel(long.id).status == "cancelled"
     assert client.responses.retrieve(long.id).status == "cancelled"
+    server.post("/simulated/faults", {"token_delay_s": 0})
 
 
 def test_a_background_stream_can_be_taken_up_again(client: openai.OpenAI) -> None:

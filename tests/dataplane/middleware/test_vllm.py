@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.vllm
 #: A cold start beside another engine takes minutes on two cores.
 START_DEADLINE_S = 400.0
 PIN = "0123abcd"
+MAX_RUNNING = 4
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -57,7 +59,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx2.Cl
         python=str(folder / "venv" / "bin" / "python"),
         args=ARGS,
         env=ENVIRONMENT,
-        vllm=engine_pb2.VllmEngine(max_model_tokens=2048, max_running=8, kv_block_tokens=32, shutdown_timeout_s=5),
+        vllm=engine_pb2.VllmEngine(
+            max_model_tokens=2048, max_running=MAX_RUNNING, kv_block_tokens=32, shutdown_timeout_s=5
+        ),
         adapters=[topology_pb2.Adapter(name="tiny-lora", path=str(folder / "models" / "tiny-lora"))],
         pin_key=PIN,
     )
@@ -114,6 +118,22 @@ def test_malformed_bodies_stay_vllm_s_to_refuse(engine: tuple[httpx2.Client, int
         assert "error" in answer.json()
 
 
+def _stream(port: int, path: str, body: dict[str, object]) -> socket.socket:
+    """Return a connection on which a streamed request was sent."""
+    data = json.dumps({"model": "tiny", "stream": True, **body}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def _wait_for(client: httpx2.Client, metric: str, value: float) -> None:
+    end = time.monotonic() + 60
+    while f'{metric}{{engine="0",model_name="tiny"}} {value}' not in client.get("/metrics").text:
+        assert time.monotonic() < end, metric
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -123,18 +143,31 @@ def test_malformed_bodies_stay_vllm_s_to_refuse(engine: tuple[httpx2.Client, int
         ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}),
     ],
 )
-def test_first_byte_is_first_token(engine: tuple[httpx2.Client, int], path: str, body: dict[str, object]) -> None:
-    """The first read of a stream holds headers and a token's event at once: nothing was sent before."""
-    data = json.dumps({"model": "tiny", "stream": True, **body}).encode()
-    with socket.create_connection(("127.0.0.1", engine[1]), timeout=30) as connection:
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        )
-        connection.sendall(head.encode() + data)
-        first = connection.recv(65536)  # uvloop writes at once what one turn of the loop has sent
-    assert first.startswith(b"HTTP/1.1 200")
-    assert b"data: " in first
-    assert b"response.created" not in first or b"response.output_item.added" in first
+def test_no_byte_comes_while_a_request_waits(
+    engine: tuple[httpx2.Client, int], path: str, body: dict[str, object]
+) -> None:
+    """Every place is taken, so the request waits; vLLM alone would have sent its headers."""
+    client, port = engine
+    long = {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True}
+    with ExitStack() as others:
+        for _ in range(MAX_RUNNING):
+            others.enter_context(_stream(port, "/v1/completions", long))
+        _wait_for(client, "vllm:num_requests_running", float(MAX_RUNNING))
+        connection = _stream(port, path, body)
+        _wait_for(client, "vllm:num_requests_waiting", 1.0)
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(65536)
+        _wait_for(client, "vllm:num_requests_waiting", 1.0)
+    with connection:
+        connection.settimeout(60)
+        got = b""
+        while not got.endswith(b"0\r\n\r\n"):
+            part = connection.recv(65536)
+            assert part, got
+            got += part
+    assert got.startswith(b"HTTP/1.1 200")
+    assert b"data: " in got
 
 
 def test_streams_are_whole_and_equal_to_one_answer(engine: tuple[httpx2.Client, int]) -> None:
