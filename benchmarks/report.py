@@ -150,8 +150,17 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _rounded(value: Any) -> Any:
+    """Return ``value`` with six decimals at most, all the way down: a microsecond of seconds is enough."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
+
+
 def as_json(results: Results) -> str:
-    """Return all runs and the summary made from them."""
+    """Return the summary, then all runs, one in a line."""
     found = metrics(results.runs)
     peers = [s for s in results.systems if s not in {OURS, BASELINE}]
     summary = [
@@ -176,9 +185,9 @@ def as_json(results: Results) -> str:
         "goals": goals,
         "summary": summary,
         "idle": [asdict(i) for i in results.idle],
-        "runs": [asdict(r) for r in results.runs],
     }
-    return json.dumps(whole, indent=1) + "\n"
+    runs = ",\n".join(json.dumps(_rounded(asdict(r)), separators=(",", ":")) for r in results.runs)
+    return json.dumps(_rounded(whole), indent=1)[:-2] + f',\n "runs": [\n{runs}\n ]\n}}\n'
 
 
 def write(results: Results, folder: Path, name: str) -> tuple[Path, Path]:

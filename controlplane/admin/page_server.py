@@ -38,7 +38,8 @@ class _Server(uvicorn.Server):
         while not self.ending.is_set():
             await self.on_tick(0)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ending.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await self.ending.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

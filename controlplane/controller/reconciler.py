@@ -103,7 +103,9 @@ class Reconciler:
             self.counts.add_look(self.looked_at_s - began_s)
             await asyncio.sleep(LOOK_INTERVAL_S)
             try:
-                await asyncio.wait_for(self._wake.wait(), max(wait_s, 0.0))
+                # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with the wake-up.
+                async with asyncio.timeout(max(wait_s, 0.0)):
+                    await self._wake.wait()
             except TimeoutError:
                 pass
 

@@ -81,7 +81,8 @@ class Agent:
             self._changed.clear()
             yield self._whole()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 0.5)
+                async with asyncio.timeout(0.5):
+                    await self._changed.wait()
 
     def _whole(self) -> node_pb2.NodeReport:
         report = node_pb2.NodeReport(
