@@ -49,7 +49,9 @@ def print_changes(changes: Sequence[admin_pb2.Change]) -> None:
         output.console.print("nothing to change")
         return
     output.table(
-        f"{len(changes)} changes", ("Action", "Subject", "Detail"), [(c.action, c.subject, c.detail) for c in changes]
+        f"{len(changes)} {'change' if len(changes) == 1 else 'changes'}",
+        ("Action", "Subject", "Detail"),
+        [(c.action, c.subject, c.detail) for c in changes],
     )
 
 

@@ -24,6 +24,17 @@ class Kind(StrEnum):
     gateways = "gateways"
 
 
+def kind_of(text: str) -> Kind:
+    """Return the kind that ``text`` names, in the singular or the plural."""
+    for kind in Kind:
+        if text in (kind.value, kind.value.removesuffix("s")):
+            return kind
+    raise typer.BadParameter(f"'{text}' is none of {', '.join(kind.value for kind in Kind)}")
+
+
+KindArgument = Annotated[
+    Kind, typer.Argument(parser=kind_of, metavar="KIND", help="models, pools, replicas, nodes or gateways.")
+]
 KIND_NUMBER = {
     Kind.models: admin_pb2.KIND_MODEL,
     Kind.pools: admin_pb2.KIND_POOL,
@@ -126,7 +137,7 @@ RIGHT = ("Gen", "Streams", "Restarts", "Age", "Pid", "Heard", "Replicas", "Cores
 
 
 def get(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: KindArgument,
     name: Annotated[str, typer.Argument(help="Only this one.")] = "",
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,
@@ -143,7 +154,7 @@ def get(
 
 
 def describe(
-    kind: Annotated[Kind, typer.Argument(help="What kind of thing it is.")],
+    kind: KindArgument,
     name: Annotated[str, typer.Argument(help="Its name.")],
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,

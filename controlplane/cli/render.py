@@ -25,11 +25,11 @@ def render(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to; it is made when it is not there.")],
 ) -> None:
     """Write haproxy.cfg, spoe.cfg, the Lua and every engine's command line and environment; start nothing."""
-    from controlplane.cli.preview import preview
+    from controlplane.controller.preview import preview
     from controlplane.spec import load
-    from dataplane.state_dir import StateDir, default_root
+    from dataplane.state_dir import default_root
 
-    files = preview(load(spec), StateDir(default_root().absolute()))
+    files = preview(load(spec), default_root().absolute())
     for name, text in files.gateway.items():
         path = out / "gateway" / name
         path.parent.mkdir(parents=True, exist_ok=True)
