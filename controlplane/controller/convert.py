@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from controlplane.planning.world import Desired, NodeDesired, Phase, PoolDesired, Record
 from controlplane.spec import convert as spec_convert
-from controlplane.spec.model import Cluster, ExternalEngineSpec
+from controlplane.spec.model import Cluster, ExternalEngineSpec, VllmEngineSpec
 from controlplane.store.base import StoredEvent, StoredKey
 from dataplane import names
 from dataplane.pb import admin_pb2, engine_pb2, gateway_pb2, node_pb2, topology_pb2
@@ -61,7 +61,10 @@ def shape(cluster: Cluster, pool: str) -> str:
     """Return a digest of all that an engine of the pool is started with, but its own name, number and address."""
     launch = spec_convert.engine_launch(cluster, pool, replica=f"{pool}-0", generation=0, host="", port=0)
     launch.pin_key = ""
-    return hashlib.sha256(launch.SerializeToString(deterministic=True)).hexdigest()[:16]
+    engine = cluster.pool(pool)[1].engine
+    devices = engine.gpus if isinstance(engine, VllmEngineSpec) else ()  # the launch of replica 0 has its own only
+    content = launch.SerializeToString(deterministic=True) + repr(tuple(devices)).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def launch(cluster: Cluster, record: Record) -> bytes:
@@ -120,7 +123,15 @@ def replica(
         kv_block_tokens=(report.kv_block_tokens if report else 0) or kv_block,
         max_running=running,
         middleware=not record.external,
+        max_connections=_max_connections(record, cluster),
     )
+
+
+def _max_connections(record: Record, cluster: Cluster | None) -> int:
+    try:
+        return cluster.pool(record.pool)[1].max_connections if cluster is not None else 0
+    except KeyError:
+        return 0  # the pool left the spec; its last replicas only finish what they have
 
 
 def _sizes(wanted: engine_pb2.EngineLaunch, record: Record, cluster: Cluster | None) -> tuple[int, int, int]:
@@ -247,6 +258,7 @@ def outline(cluster: Cluster) -> dict[str, dict[str, str]]:
                 "replicas": str(pool.replicas),
                 "engine": f"{pool.engine.kind} {shape(cluster, pool.name)[:8]}",
                 "nodes": " ".join(pool.nodes),
+                "max_connections": str(pool.max_connections),
                 "endpoints": " ".join(address(*endpoint) for endpoint in spec_convert.external_endpoints(pool)),
             }
     parts["gateway"] = _gateway_outline(cluster)

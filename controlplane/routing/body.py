@@ -28,7 +28,9 @@ MAX_PREFIX_HASHES = 4_096
 #: Top-level keys that name a session, in order of precedence; headers come before them.
 SESSION_KEYS = ("user", "prompt_cache_key")
 
-_PROMPT = re.compile(rb'"(?:messages|prompt|input)"')
+_prompt = re.compile(rb'"(?:messages|prompt|input)"').search
+_hash = xxhash.xxh64_intdigest
+_ONE_HASH = struct.Struct("<Q").pack
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -39,20 +41,27 @@ _number = msgspec.json.Decoder(int)
 _NOTHING = msgspec.Raw(b"null")
 
 
-def block_hashes(data: bytes) -> bytes:
-    """Return the chained xxh64 of each 4,096-byte block, 8 bytes each, as docs/contracts.md defines it."""
+def block_hashes(data: bytes | memoryview, start: int = 0) -> bytes:
+    """Return the chained xxh64 of each 4,096-byte block from ``start`` to the 131,072nd byte.
+
+    8 bytes each, as docs/contracts.md defines it.
+    """
+    end = min(len(data), HASHED_BYTES)
+    if end - start <= BLOCK_BYTES:
+        return _ONE_HASH(_hash(data[start:end])) if end > start else b""
+    view = memoryview(data)
     seed = 0
     out = []
-    for at in range(0, len(data), BLOCK_BYTES):
-        value = xxhash.xxh64_intdigest(data[at : at + BLOCK_BYTES], seed)
+    for at in range(start, end, BLOCK_BYTES):
+        value = _hash(view[at : min(at + BLOCK_BYTES, end)], seed)
         seed = value & 0x7FFFFFFF
         out.append(value)
     return struct.pack(f"<{len(out)}Q", *out)
 
 
-def prompt_start(body: bytes) -> int:
+def prompt_start(body: bytes | memoryview) -> int:
     """Return where the first of ``"messages"``, ``"prompt"``, ``"input"`` begins in the first 128 KiB; else -1."""
-    found = _PROMPT.search(body, 0, HASHED_BYTES)
+    found = _prompt(body, 0, HASHED_BYTES)
     return found.start() if found else -1
 
 
@@ -139,6 +148,12 @@ def from_parts(
     return told
 
 
+def pin_of(response_id: str) -> bytes:
+    """Return the pin in a response's id; empty when it has none."""
+    found = _RESPONSE_ID.fullmatch(response_id)
+    return found.group(1).encode() if found else b""
+
+
 def _settled(request: Request, model: bytes, error: str, complete: bool) -> Request:
     model = model or request.model  # a header named it
     missing = "model_required" if complete else "model_not_visible"
@@ -152,7 +167,7 @@ def _with_blocks(request: Request, body: bytes) -> Request:
     start = prompt_start(body)
     if start < 0:
         return request
-    return request._replace(hashes=block_hashes(body[start:HASHED_BYTES]), prompt_bytes=len(body) - start)
+    return request._replace(hashes=block_hashes(body, start), prompt_bytes=len(body) - start)
 
 
 def _text(raw: msgspec.Raw, error: str) -> tuple[bytes, str]:
@@ -181,8 +196,7 @@ def _session(fields: dict[str, msgspec.Raw], keys: Sequence[str]) -> bytes:
 
 def _pin(fields: dict[str, msgspec.Raw]) -> bytes:
     value, _ = _text(fields.get("previous_response_id", _NOTHING), "")
-    found = _RESPONSE_ID.fullmatch(value.decode())
-    return found.group(1).encode() if found else b""
+    return pin_of(value.decode())
 
 
 def _max_tokens(fields: dict[str, msgspec.Raw]) -> int:

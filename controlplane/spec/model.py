@@ -120,6 +120,8 @@ class PoolSpec(Part):
     """How many. External engines: the number of endpoints."""
     nodes: Annotated[tuple[Label, ...], Field(max_length=room.MAX_NODES)] = ()
     """Nodes that may run them. Empty: all."""
+    max_connections: Annotated[Count, Field(ge=0, le=1_000_000)] = 0
+    """Requests that HAProxy lets one replica have at once; the rest wait in HAProxy. 0: no limit."""
     engine: EngineSpec
     """What each replica runs."""
 

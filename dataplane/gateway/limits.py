@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataplane.gateway.site import InvalidGateway, Site
-from dataplane.pb import gateway_pb2
+from dataplane.pb import gateway_pb2, topology_pb2
 
 #: Room for headers that HAProxy adds to a message that fills the buffer.
 REWRITE_BYTES = 16_384
@@ -12,20 +12,26 @@ MAX_HEADER_BYTES = 65_536
 #: Smaller buffers could not hold the headers, the rewrite room and a prompt.
 MIN_BUFFER_BYTES = 131_072
 MAX_BUFFER_BYTES = 64 << 20
+#: Sizes that follow from the topology. Each request's buffer is copied whole, so that another replica can get it when
+#: the first dies; a small one costs less. It holds what the router reads of a body, the rewrite room and 16 KiB of headers.
+SHORT_BUFFER_BYTES = 163_840
+#: Where the body must tell which model it is for, one that is named last is to be seen.
+LONG_BUFFER_BYTES = 1 << 20
 #: The feature record counts bytes in 32 bits.
 MAX_BODY_BYTES = (1 << 32) - 1
 #: Bytes of a body that the router gets; the message must fit a frame, and the frame the buffer.
 SPOE_BODY_BYTES = 1_000_000
 SPOE_FRAME_ROOM = 8_192
+#: Longest body that goes to the router as it is; blocks are hashed up to here. At this size a message costs HAProxy 35 us
+#: less than the feature record, and the router decodes what it needs from its ends.
+WHOLE_BYTES = 131_072
+#: Bytes of the header values in that message.
+MODEL_HEADER_BYTES = 256
+SESSION_HEADER_BYTES = 2_048
 #: Time for a client to send its headers, and again for what the buffer takes of the body.
 REQUEST_TIMEOUT_MS = 10_000
-#: Attempts after the first: as many replicas may refuse the connection at one moment.
-RETRIES = 3
-#: To replay what a replica took and then died of, HAProxy 2.8 copies one whole buffer for each request, full or not:
-#: 128 us at 1 MiB, more than all else it does. Only gateways with small buffers do so, and then with one attempt after
-#: the first, since refused connections and crashes share the count: a request may not kill a third replica.
-REPLAY_BUFFER_BYTES = 262_144
-REPLAY_RETRIES = 1
+#: Attempts after the first. HAProxy counts refused connections and replicas that died of the request alike.
+RETRIES = 2
 #: A connection holds a descriptor to the client, one to the replica and, while it is decided, one to the router.
 FDS_PER_CONNECTION = 3
 #: Listeners, sockets, checks, logs, pipes.
@@ -69,6 +75,19 @@ def max_connections(gateway: gateway_pb2.Gateway, site: Site, servers: int) -> i
     return min(possible, gateway.max_connections or MAX_CONNECTIONS, MAX_CONNECTIONS)
 
 
+def buffer_bytes(gateway: gateway_pb2.Gateway, topology: topology_pb2.Topology) -> int:
+    """Return the size of HAProxy's buffers: as ordered, else what the topology needs."""
+    if gateway.buffer_bytes:
+        return number(gateway.buffer_bytes, MIN_BUFFER_BYTES, MAX_BUFFER_BYTES, "buffer_bytes")
+    names = sum(1 + len(model.adapters) for model in topology.models)
+    return SHORT_BUFFER_BYTES if names == 1 else LONG_BUFFER_BYTES
+
+
+def whole_bytes(buffer: int, max_body_bytes: int) -> int:
+    """Return the length up to which a body goes to the router as it is."""
+    return min(WHOLE_BYTES, max_body_bytes, spoe_body_bytes(buffer))
+
+
 def spoe_body_bytes(buffer_bytes: int) -> int:
     """Return how much of a body fits one message to the router."""
     return min(SPOE_BODY_BYTES, buffer_bytes - SPOE_FRAME_ROOM)
@@ -85,10 +104,3 @@ def check_interval_ms(servers: int) -> int:
     while seconds * SERVERS_PER_CHECK_SECOND < servers:
         seconds *= 2
     return seconds * 1_000
-
-
-def retry_rule(buffer_bytes: int) -> tuple[int, str]:
-    """Return how many attempts follow the first, and HAProxy's words for what they follow on."""
-    if buffer_bytes <= REPLAY_BUFFER_BYTES:
-        return REPLAY_RETRIES, "conn-failure empty-response"
-    return RETRIES, "conn-failure"

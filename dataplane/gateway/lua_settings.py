@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 
 from dataplane.errors import EDGE_ERRORS
-from dataplane.gateway.limits import surely_whole_bytes
+from dataplane.gateway.limits import buffer_bytes, surely_whole_bytes
 from dataplane.gateway.pools import fallback_pool, names_of
-from dataplane.gateway.site import InvalidGateway
+from dataplane.gateway.session_keys import HEADER_KEYS, checked_keys, union
 from dataplane.pb import gateway_pb2, topology_pb2
 
-#: Session keys that are headers, and those that are members of the body.
-HEADER_KEYS = frozenset({"x-session-id", "x-correlation-id"})
-BODY_KEYS = frozenset({"user", "prompt_cache_key"})
 #: A model's age is not known; a time that changed with each topology would make each one a reload.
 CREATED = 0
 
@@ -50,7 +47,7 @@ def settings(order: gateway_pb2.GatewayOrder) -> str:
     only = fallback_pool(topology.models[0]) if len(topology.models) == 1 else None
     return (
         "local SETTINGS = {\n"
-        f"  surely_whole = {surely_whole_bytes(gateway.buffer_bytes)},\n"
+        f"  surely_whole = {surely_whole_bytes(buffer_bytes(gateway, topology))},\n"
         f"  max_body_bytes = {gateway.max_body_bytes},\n"
         f"  only_pool = {quoted(only) if only else 'nil'},\n"
         f"  session_keys = {_table(_session_keys(topology))},\n"
@@ -63,19 +60,11 @@ def settings(order: gateway_pb2.GatewayOrder) -> str:
 
 def _session_keys(topology: topology_pb2.Topology) -> dict[str, str]:
     """Return name -> Lua list of its keys; "" stands for a model that is not known. Empty when nobody uses one."""
-    union: list[str] = []
-    tables: dict[str, str] = {}
-    for model in topology.models:
-        keys = list(model.routing.session_keys)
-        for key in keys:
-            if key not in HEADER_KEYS and key not in BODY_KEYS:
-                raise InvalidGateway(f"{key[:80]!r} cannot be a session key")
-        union += [key for key in keys if key not in union]
-        for name in names_of(model):
-            tables[name] = _key_list(keys)
-    if not union:
+    every = union(topology)
+    if not every:
         return {}
-    return {**tables, "": _key_list(union)}
+    tables = {name: _key_list(checked_keys(model)) for model in topology.models for name in names_of(model)}
+    return {**tables, "": _key_list(every)}
 
 
 def _key_list(keys: list[str]) -> str:

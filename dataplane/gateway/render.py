@@ -13,7 +13,7 @@ from http import HTTPStatus
 from jinja2 import Environment, StrictUndefined, Template
 
 from dataplane.errors import EDGE_ERRORS, EdgeError
-from dataplane.gateway import limits, lua_settings, pools
+from dataplane.gateway import limits, lua_settings, pools, session_keys
 from dataplane.gateway.limits import number
 from dataplane.gateway.site import InvalidGateway, Site, Templates
 from dataplane.names import LABEL, PATH, checked
@@ -39,6 +39,8 @@ KINDS = {
     "/tokenize": 12,
     "/detokenize": 13,
 }
+#: Kinds whose bodies the router gets as they are; forms and stored responses are left to Lua. HAProxy's ranges.
+WHOLE_KINDS = "1:9 12:13"
 #: Every status that HAProxy itself can answer with -> the error that it means.
 STATUS_ERRORS = {
     400: "bad_request",
@@ -94,8 +96,8 @@ def render(
 def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.Backend, ...]) -> dict[str, object]:
     gateway = order.gateway
     servers = sum(len(backend.servers) for backend in backends)
-    buffer_bytes = number(gateway.buffer_bytes, limits.MIN_BUFFER_BYTES, limits.MAX_BUFFER_BYTES, "buffer_bytes")
-    retries, retry_on = limits.retry_rule(buffer_bytes)
+    buffer_bytes = limits.buffer_bytes(gateway, order.topology)
+    max_body_bytes = number(gateway.max_body_bytes, 1, limits.MAX_BODY_BYTES, "max_body_bytes")
     return {
         "gateway": checked(LABEL, gateway.name, "gateway"),
         "cluster": site.site_id,
@@ -108,7 +110,13 @@ def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.B
         "buffer_bytes": buffer_bytes,
         "rewrite_bytes": limits.REWRITE_BYTES,
         "body_bytes": limits.spoe_body_bytes(buffer_bytes),
-        "max_body_bytes": number(gateway.max_body_bytes, 1, limits.MAX_BODY_BYTES, "max_body_bytes"),
+        "max_body_bytes": max_body_bytes,
+        "whole_bytes": limits.whole_bytes(buffer_bytes, max_body_bytes),
+        "whole_kinds": WHOLE_KINDS,
+        "surely_whole": limits.surely_whole_bytes(buffer_bytes),
+        "model_header_bytes": limits.MODEL_HEADER_BYTES,
+        "session_header_bytes": limits.SESSION_HEADER_BYTES,
+        "session_headers": session_keys.headers(order.topology),
         "max_header_bytes": limits.MAX_HEADER_BYTES,
         "request_timeout_ms": limits.REQUEST_TIMEOUT_MS,
         "decision_timeout_ms": number(gateway.decision_timeout_ms, 1, 60_000, "decision_timeout_ms"),
@@ -116,8 +124,7 @@ def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.B
         "silence_timeout_ms": _milliseconds(gateway.silence_timeout_s, "silence_timeout_s"),
         "queue_timeout_ms": _milliseconds(gateway.queue_timeout_s, "queue_timeout_s"),
         "drain_timeout_ms": _milliseconds(gateway.drain_timeout_s, "drain_timeout_s"),
-        "retries": retries,
-        "retry_on": retry_on,
+        "retries": limits.RETRIES,
         "error_statuses": list(STATUS_ERRORS),
         "binds": _binds(gateway),
         "certificates": any(listener.certificate for listener in gateway.listeners),

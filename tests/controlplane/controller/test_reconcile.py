@@ -39,6 +39,19 @@ async def test_apply_orders_reports_and_topology(bench: Bench) -> None:
     assert agent.orders.gateway.gateway.node == "local"
 
 
+async def test_a_pools_connection_limit_reaches_the_gateway_and_restarts_nothing(bench: Bench) -> None:
+    await bench.start()
+    agent = bench.agent()
+    await bench.apply(2)
+    await bench.until_states(TWO_READY)
+    limited = [{"name": "tiny", "pools": [_pool(2)[0]["pools"][0] | {"max_connections": 7}]}]  # type: ignore[index]
+    await bench.apply(2, models=limited)
+    await until(
+        lambda: {r.max_connections for r in agent.orders.gateway.topology.replicas} == {7}, "the gateway has the limit"
+    )
+    assert agent.started == ["tiny-mixed-0.g1", "tiny-mixed-1.g2"]
+
+
 async def test_ready_only_when_the_node_says_so_of_this_generation(bench: Bench) -> None:
     await bench.start()
     agent = bench.agent(first_state=STARTING)
