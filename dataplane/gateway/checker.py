@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 from dataplane.gateway.errors import CheckFailed
@@ -11,6 +12,8 @@ from dataplane.gateway.errors import CheckFailed
 CHECK_TIMEOUT_S = 60.0
 #: Of what HAProxy says, in characters.
 MAX_DETAIL = 2_000
+#: Its process id, like the folder's name, differs each time: without them equal errors read equal.
+_ALERT = re.compile(r"\[ALERT\]\s*\(\d+\) : ")
 
 
 async def check(binary: str, configuration: Path) -> None:
@@ -35,9 +38,10 @@ async def check(binary: str, configuration: Path) -> None:
             raise CheckFailed(f"haproxy -c took longer than {CHECK_TIMEOUT_S:g} s") from None
         raise
     if process.returncode != 0:
-        raise CheckFailed(_alerts(output.decode("utf-8", "replace")) or f"haproxy -c ended with {process.returncode}")
+        words = output.decode("utf-8", "replace").replace(f"{configuration.parent}/", "")
+        raise CheckFailed(_alerts(words) or f"haproxy -c ended with {process.returncode}")
 
 
 def _alerts(output: str) -> str:
-    lines = [line for line in output.splitlines() if "[ALERT]" in line] or output.splitlines()
-    return "\n".join(lines)[:MAX_DETAIL]
+    lines = [line[found.end() :] for line in output.splitlines() if (found := _ALERT.match(line))]
+    return "\n".join(lines or output.splitlines())[:MAX_DETAIL]

@@ -1,6 +1,6 @@
 -- What HAProxy calls. SETTINGS is rendered before this file, `features` stands before it too.
 --   lua.elsewhere  answers whatever is not a POST to a served path, or makes the record of a stored response
---   lua.features   sets txn.f, the feature record
+--   lua.features   sets txn.f, the feature record, of what the router has not seen or not answered
 --   lua.settle     gives the router's refusals to the client, and routes when the router did not answer
 if not core then return features end
 
@@ -9,6 +9,7 @@ if not core then return features end
 collectgarbage("incremental", 1000, 400)
 
 local EXACT_LIMIT = 262144  -- bytes of the body that are read when the router is away
+local HEADER_LIMIT = 2048   -- bytes of a header value; the router gets as many
 local models = Map.new("models.map", Map._str)
 local pins = Map.new("pins.map", Map._str)
 local kinds = Map.new("kinds.map", Map._str)
@@ -67,7 +68,7 @@ Env.__index = Env
 function Env:hash(text, seed) return self.c:xxh64(text, seed) end
 function Env:header(name)
   local value = self.sf:req_hdr(name)
-  return value ~= "" and value or nil
+  return value ~= "" and value:sub(1, HEADER_LIMIT) or nil
 end
 function Env:session_keys(model)
   local keys = SETTINGS.session_keys[model]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 
+import httpx2
 import pytest
 
+from controlplane.cli.client import routing as client_of_router
+from dataplane.pb import routing_pb2
+from dataplane.state_dir import StateDir
 from tests.integration.cluster import Cluster, is_alive, running, until
 from tests.integration.conftest import TWO_MODELS
-from tests.integration.load import Load
+from tests.integration.load import Load, chat
 
 MODELS = ("alpha", "alpha-sql", "beta")
 POOL_OF = {"alpha": "alpha", "alpha-sql": "alpha", "beta": "beta"}
@@ -113,6 +119,66 @@ async def test_killing_the_node_agent_leaves_engines_and_haproxy_alone(cluster: 
     assert load.verdicts() == {"clean": len(load.streams)}
     until(lambda: len(cluster.ready_replicas()), lambda n: n == 4, "the new agent adopted every replica")
     assert {n: r["pid"] for n, r in cluster.records().items() if r["role"] in ("replica", "haproxy")} == kept
+
+
+async def test_a_hung_router_fails_no_request(cluster: Cluster) -> None:
+    load = Load(cluster.url, MODELS)
+
+    def stop_router() -> None:
+        seen = len(load.streams)
+        pid = cluster.kill("router", signal.SIGSTOP)
+        until(lambda: len(load.streams), lambda n: n > seen + 40, "streams go on beside a hung router")
+        os.kill(pid, signal.SIGCONT)
+
+    await _during_load(cluster, load, stop_router)
+    assert load.verdicts() == {"clean": len(load.streams)}
+    _assert_own_pools(load)
+
+
+async def test_clients_that_leave_free_their_replicas(cluster: Cluster) -> None:
+    async def leave(client: httpx2.AsyncClient, number: int) -> None:
+        body = {
+            "model": MODELS[number % 3],
+            "messages": [{"role": "user", "content": f"long {number}"}],
+            "stream": True,
+            "max_tokens": 2000,
+            "ignore_eos": True,
+        }
+        async with client.stream("POST", f"{cluster.url}/v1/chat/completions", json=body) as response:
+            assert response.status_code == 200
+            async for _ in response.aiter_lines():
+                return
+
+    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+        await asyncio.gather(*(leave(client, number) for number in range(24)))
+        engines = [v["replica"] for v in cluster.json("get", "replicas")]
+        for engine in engines:
+            url = f"http://{engine['host']}:{engine['port']}/metrics"
+            await asyncio.to_thread(until, lambda url=url: _running(url), lambda n: n == 0, "the engine freed them")
+
+    def in_flight() -> int:
+        with client_of_router(StateDir(cluster.state)) as stub:
+            return sum(r.in_flight for r in stub.Status(routing_pb2.RouterStatusRequest()).replicas)
+
+    until(in_flight, lambda n: n == 0, "the router counts nothing in flight")
+
+
+def _running(url: str) -> float:
+    lines = httpx2.get(url, trust_env=False).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+
+async def test_prompts_are_written_nowhere(cluster: Cluster) -> None:
+    canary = "canary-7f3a9e21"
+    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+        for model in (*MODELS, "no-such-model"):
+            await chat(client, cluster.url, model, f"{canary} {model}", 4)
+        await client.post(f"{cluster.url}/v1/chat/completions", content=f'{{"model": "alpha", "{canary}'.encode())
+        metrics = (await client.get(f"http://127.0.0.1:{cluster.page_port}/metrics")).text
+    assert canary not in metrics
+    for path in cluster.state.rglob("*"):
+        if path.is_file():
+            assert canary.encode() not in path.read_bytes(), path
 
 
 async def test_killing_haproxy_brings_it_back(cluster: Cluster) -> None:

@@ -171,6 +171,13 @@ def test_every_example_renders_without_starting_anything(example: str, tmp_path:
         assert json.loads(engine.read_text())["argv"]
 
 
+def test_a_python_builder_renders_like_a_file(tmp_path: Path) -> None:
+    command = [*SLIPSTREAM, "render", "examples.python_cluster:cluster", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gateway" / "haproxy.cfg").exists()
+
+
 def test_the_schema_is_json_schema() -> None:
     done = subprocess.run([*SLIPSTREAM, "schema"], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["properties"]["models"]
