@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -47,6 +47,16 @@ class ListenSpec(Part):
         return fields.split_address(self.address)[1]
 
 
+#: The first 128 KiB of a body are looked at; a smaller buffer would not hold them beside the headers.
+MIN_BUFFER_BYTES = 160 << 10
+
+
+def _holds_a_prompt(size: int) -> int:
+    if 0 < size < MIN_BUFFER_BYTES:
+        raise fields.refused(f"must be 0, which lets the gateway choose, or at least {MIN_BUFFER_BYTES}")
+    return size
+
+
 class GatewaySpec(Part):
     """The gateway, which runs on the first node."""
 
@@ -56,8 +66,7 @@ class GatewaySpec(Part):
     """Where clients connect."""
     threads: Annotated[Count, Field(ge=0, le=64)] = 0
     """HAProxy's threads. 0: one fewer than the node's cores, at least 1."""
-    # The first 128 KiB of a body are looked at; a smaller buffer would not hold them beside the headers.
-    buffer_bytes: Annotated[Size, Field(ge=256 << 10, le=16 << 20)] = 1 << 20
+    buffer_bytes: Annotated[Size, Field(ge=0, le=16 << 20), AfterValidator(_holds_a_prompt)] = 0
     """Bytes of a request that a decision sees and a retry can replay."""
     decision_timeout_ms: Annotated[Number, Field(ge=1, le=10_000)] = 50.0
     """Milliseconds that the router gets; then HAProxy balances by itself."""

@@ -106,7 +106,7 @@ class Gateway(_message.Message):
     max_body_bytes: _builtins.int
     """larger bodies get 413"""
     buffer_bytes: _builtins.int
-    """tune.bufsize: what a decision sees and a retry can replay"""
+    """tune.bufsize: what a decision sees and a retry can replay; 0: from the topology"""
     decision_timeout_ms: _builtins.float
     """milliseconds before HAProxy balances by itself"""
     connect_timeout_ms: _builtins.float
