@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Callable
 
 from controlplane.router.counters import Counters
-from controlplane.router.questions import Question, variables
+from controlplane.router.questions import Question, Whole, variables
 from controlplane.routing.core import RoutingCore
-from controlplane.routing.features import WHOLE_BODY, Request, from_body, parse
+from controlplane.routing.features import WHOLE_BODY, Request, from_body, from_whole, parse
 from controlplane.routing.load import Decision
 
 _log = logging.getLogger(__name__)
@@ -64,13 +64,19 @@ class Decisions:
         self._knows_the_cluster = True
         self._encoded.clear()
 
-    def answer(self, question: Question) -> bytes:
+    def answer(self, question: Question | Whole) -> bytes:
         """Return the payload of the answer; never raises. Before the first topology HAProxy knows more than we do."""
         if not self._knows_the_cluster:
             return NO_ANSWER
         try:
-            request = parse(question[2], question[3]) if question[4] is None else request_of(question)
-            decision = self._core.decide(question[1], request, self._clock())
+            if isinstance(question, Whole):
+                _, request_id, kind, tenant, size, (model, headers, content_type), body = question
+                keys = self._core.session_keys
+                request = from_whole(kind, size, body, model, headers, tenant, content_type, keys)
+            else:
+                request_id = question[1]
+                request = parse(question[2], question[3]) if question[4] is None else request_of(question)
+            decision = self._core.decide(request_id, request, self._clock())
             encoded = self._encoded.get(decision)
             return encoded if encoded is not None else self._encode(decision)
         except Exception as error:

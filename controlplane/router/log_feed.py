@@ -2,8 +2,8 @@
 
 The kernel queues few datagrams on a unix socket (``net.unix.max_dgram_qlen``, 10 by default) and HAProxy never waits:
 what does not fit is lost, and the reconciliation with ``show stat`` makes up for it. So the queue is made longer where
-that is allowed. The socket is read before every batch of decisions; in between, a long queue is read on a timer, which
-spares one wake-up of the process for every request, and a short one as soon as something is there.
+that is allowed. The socket is read before a batch of decisions, unless it was just read; in between, a long queue is
+read on a timer, which spares one wake-up of the process for every request, and a short one as soon as there is a line.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 from controlplane.router.counters import Counters
 from controlplane.routing.core import Completion
 
 _log = logging.getLogger(__name__)
 
-#: HAProxy cuts log lines at 1,024 bytes unless told otherwise; ours are some 150.
-MAX_LINE_BYTES = 2048
+#: Our lines are some 150 bytes, 350 at most; Python takes the memory of what is no longer than this from its own pool.
+MAX_LINE_BYTES = 478
 #: Lines taken in one turn, so that decisions never wait for more than about a millisecond of log.
 MAX_LINES_PER_TURN = 256
 #: Wanted room for datagrams; the kernel gives what it allows.
@@ -30,8 +31,14 @@ WANTED_QUEUE = 512
 #: A long queue then takes 25,000 lines/s between two decisions; after a turn without a line 5,000, and an idle router
 #: wakes up 10 times a second.
 BUSY_INTERVAL_S = 0.02
+#: Age of the last look at the socket up to which a decision takes no other: an empty socket costs as much as a line,
+#: and a request lasts many times as long.
+FRESH_S = 0.005
 IDLE_INTERVAL_S = 0.1
 QUEUE_SETTING = Path("/proc/sys/net/unix/max_dgram_qlen")
+
+#: HAProxy's own line about a connection that ended before there was a request.
+ERROR_TAG = b"E "
 
 _MAX_NUMBER = 1 << 62
 _new = tuple.__new__
@@ -66,8 +73,17 @@ def lengthen_queue(setting: Path = QUEUE_SETTING) -> bool:
 class LogFeed:
     """Reads the log socket and hands each completion to ``finished``."""
 
-    def __init__(self, bound: socket.socket, finished: Callable[[Completion], object], counters: Counters) -> None:
+    def __init__(
+        self,
+        bound: socket.socket,
+        finished: Callable[[Completion, float], object],
+        clock: Callable[[], float],
+        counters: Counters,
+    ) -> None:
+        """``finished`` gets each completion with the ``clock``'s time, in seconds since 1970."""
         self._socket = bound
+        self._clock = clock
+        self._fresh_until_s = 0.0
         self._receive = bound.recv
         self._finished = finished
         self._counters = counters
@@ -97,18 +113,27 @@ class LogFeed:
         self._lines_before = lines
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._drain_again)
 
+    def catch_up(self) -> None:
+        """Take what is there unless that was done a moment ago; never raises."""
+        if monotonic() >= self._fresh_until_s:
+            self.drain()
+
     def drain(self) -> None:
         """Take what is there, at most MAX_LINES_PER_TURN lines; never raises."""
         receive = self._receive
         counters = self._counters
+        finished = self._finished
+        self._fresh_until_s = monotonic() + FRESH_S
+        now_s = self._clock()
         try:
             for _ in range(MAX_LINES_PER_TURN):
-                completion = parse(receive(MAX_LINE_BYTES))
+                line = receive(MAX_LINE_BYTES)
+                completion = parse(line)
                 counters.log_lines += 1
-                if completion is None:
+                if completion is not None:
+                    finished(completion, now_s)
+                elif not line.startswith(ERROR_TAG):
                     counters.log_lines_malformed += 1
-                else:
-                    self._finished(completion)
         except BlockingIOError:
             return
         except Exception as error:

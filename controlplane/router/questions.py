@@ -36,6 +36,8 @@ _MAX_OPTIONS = 4096
 _MAX_OPTIONS_KEPT = 64
 #: Bodies from here on are not copied out of the frame.
 _COPIED = 8192
+#: Sizes below this fit into every type that an integer may have.
+_MAX_SIZE = 1 << 31
 #: id, kind, tenant, size and body.
 _ALWAYS = 5
 _HEADER = b"h."
@@ -131,11 +133,13 @@ def read_route(data: bytes, start: int, stop: int) -> Question | None:
     return _new(Question, (head[1], request_id, record, tenant, None)) if at == stop else None
 
 
-def read_question(data: bytes, start: int, stop: int) -> Question | Whole | None:
+def read_question(data: bytes | bytearray, start: int, stop: int) -> Question | Whole | None:
     """Return the question in the frame ``data[start:stop]``, or None when it takes the general decoder to read it."""
     head = _WHOLE_HEAD(data, start, stop)
     if head is None:
-        return read_route(data, start, stop)
+        if isinstance(data, bytes):
+            return read_route(data, start, stop)
+        return read_route(bytes(data[start:stop]), 0, stop - start)
     ids, count, id_size, request_id, kind, tenant_size, tenant, size = head.groups()
     if len(request_id) != id_size[0] or (tenant is not None and len(tenant) != tenant_size[0]):
         return None
@@ -150,11 +154,12 @@ def read_question(data: bytes, start: int, stop: int) -> Question | Whole | None
         if options is None:
             return None
     begin = _body_begin(data, body + 5, stop)
-    if not begin:
+    number = size[0] if len(size) == 1 else _long(size)
+    if not begin or number >= _MAX_SIZE:
         return None
     length = stop - begin
-    text = data[begin:stop] if length < _COPIED else memoryview(data)[begin:stop]
-    return _new(Whole, (ids, request_id, kind[0], tenant or b"", size[0] if len(size) == 1 else _long(size), options, text))
+    text = bytes(data[begin:stop]) if length < _COPIED else memoryview(data)[begin:stop]
+    return _new(Whole, (ids, request_id, kind[0], tenant or b"", number, options, text))
 
 
 def _long(encoded: bytes) -> int:
@@ -166,7 +171,7 @@ def _long(encoded: bytes) -> int:
     return value
 
 
-def _body_begin(data: bytes, at: int, stop: int) -> int:
+def _body_begin(data: bytes | bytearray, at: int, stop: int) -> int:
     """Return where the string begins whose type is at ``at`` and which ends the frame; 0 when none does."""
     if stop - at < 2 or data[at] not in (Kind.STRING, Kind.BINARY):
         return 0
@@ -176,7 +181,7 @@ def _body_begin(data: bytes, at: int, stop: int) -> int:
         end = at + 1
         while end < stop - 1 and data[end] >= 128 and end - at < 4:
             end += 1
-        size = _long(data[at : end + 1])
+        size = _long(bytes(data[at : end + 1]))
         at = end
     return at + 1 if at + 1 + size == stop else 0
 

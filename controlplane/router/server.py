@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import cast
 
 from controlplane.router.counters import Counters
-from controlplane.router.questions import Question, answer, read_notify, read_route
+from controlplane.router.questions import Question, Whole, answer, read_notify, read_question
 from controlplane.router.spop.connection import AgentConnection, State
 from controlplane.router.spop.errors import ProtocolError, Status
 from controlplane.router.spop.frames import Notify
@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 4096
 #: Connections that the kernel holds until they are accepted.
 BACKLOG = 1024
-#: About 400 short questions: the longest that one connection keeps all others waiting is some 10 ms.
+#: Some 100 short questions with their bodies: the longest that one connection keeps all others waiting is some 2 ms.
+#: Larger reads save few calls and leave the processor's caches.
 RECEIVE_BYTES = 64 * 1024
 #: Answers that a peer does not read; beyond them nothing more is read from it.
 MAX_UNSENT_BYTES = 64 * 1024
@@ -34,7 +35,7 @@ STALL_S = 10.0
 CLOSING_TURNS = 100
 
 #: Returns the payload that answers a question; never raises.
-Decide = Callable[[Question], bytes]
+Decide = Callable[[Question | Whole], bytes]
 
 
 class SpopProtocol(asyncio.BufferedProtocol):
@@ -42,7 +43,7 @@ class SpopProtocol(asyncio.BufferedProtocol):
 
     def __init__(self, server: SpopServer) -> None:
         self._server = server
-        self._connection: AgentConnection[Question] = AgentConnection(read_route)
+        self._connection: AgentConnection[Question | Whole] = AgentConnection(read_question)
         self._transport: asyncio.Transport | None = None
         self._stalled_at = -1
 
@@ -69,7 +70,7 @@ class SpopProtocol(asyncio.BufferedProtocol):
             return
         connection = self._connection
         try:
-            events = connection.receive(bytes(self._server.buffer[:nbytes]))
+            events = connection.receive(self._server.buffer[:nbytes])
         except ProtocolError as error:
             self._server.reject(error)
             events = []
@@ -157,18 +158,18 @@ class SpopServer:
         if self._counters.protocol_errors.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a flood stays readable
             _log.warning("protocol error no. %d: %s", self._counters.protocol_errors, error.message)
 
-    def answer(self, events: list[Notify | Question]) -> bytes:
+    def answer(self, events: list[Notify | Question | Whole]) -> bytes:
         """Return the ACK frames for all these questions."""
         self._before()
         decide = self._decide
         frames = []
         for event in events:
-            if type(event) is Question:
-                frames.append(answer(event.ids, decide(event)))
-            elif isinstance(event, Notify):
+            if isinstance(event, Notify):
                 ids, question = read_notify(event)
                 frames.append(answer(ids, b"" if question is None else decide(question)))
-        return b"".join(frames)
+            else:
+                frames.append(answer(event[0], decide(event)))
+        return b"".join(frames) if len(frames) > 1 else frames[0]
 
     def _reap(self) -> None:
         self._counters.connections_reaped += sum(connection.reap() for connection in tuple(self.connections))

@@ -11,6 +11,7 @@ from controlplane.routing.fleet import Topology
 from controlplane.routing.install import Installation, install
 from controlplane.routing.load import NOT_HEARD, Decision, Replica
 from controlplane.routing.policies.base import Reason, ScoreKind
+from controlplane.routing.policies.session import Session
 from controlplane.routing.receipt import Batch, Receipt
 from controlplane.routing.receipts import DEFAULT_CAPACITY, Receipts
 from controlplane.routing.record import ASK_FOR_BODY, Request
@@ -27,6 +28,8 @@ ORPHAN_AGE_S = 30.0
 FIRST_BYTE_WEIGHT = 0.2
 
 Octets: TypeAlias = bytes
+#: A request in flight: replica, decided at, receipt number, and the view and the chain that its policy remembers.
+_Entry: TypeAlias = tuple[Replica, float, int, View | None, bytes]
 
 
 class Completion(NamedTuple):
@@ -86,8 +89,10 @@ class RoutingCore:
         self._installed = Installation(seed)
         self._views: dict[bytes, View] = self._installed.views
         self._number = 0
-        #: request id -> (replica, decided at, receipt number), oldest first.
-        self._in_flight: dict[bytes, tuple[Replica, float, int]] = {}
+        #: By request id, oldest first.
+        self._in_flight: dict[bytes, _Entry] = {}
+        #: name -> session keys in order, for each model and adapter that is routed by session.
+        self.session_keys: dict[bytes, tuple[bytes, ...]] = {}
         self._reasons = [0] * len(Reason)
         self._completions = 0
         self._unmatched = 0
@@ -99,6 +104,9 @@ class RoutingCore:
         install(self._installed, topology, self._receipts.words)
         self._views = self._installed.views
         self._number = topology.number
+        self.session_keys = {
+            name: view.session_keys for name, view in self._views.items() if isinstance(view.policy, Session)
+        }
 
     def decide(self, request_id: bytes, request: Request, now_s: float) -> Decision:
         """Choose, count the request as in flight, and keep a receipt."""
@@ -132,16 +140,17 @@ class RoutingCore:
             over,
             resident,
         )
-        if view.prefixes is not None:
-            view.prefixes.hold(view, replica)
+        prefixes = view.prefixes
+        chain = prefixes.hold(view, replica) if prefixes is not None else b""
         self._reasons[reason] += 1
-        return self._begin(request_id, replica, now_s, number)
+        return self._begin(request_id, (replica, now_s, number, view, chain))
 
-    def _begin(self, request_id: bytes, replica: Replica, now_s: float, number: int) -> Decision:
+    def _begin(self, request_id: bytes, entry: _Entry) -> Decision:
         table = self._in_flight
         if request_id in table:
             table.pop(request_id)[0].end()  # asked again: only the newest answer counts
-        table[request_id] = (replica, now_s, number)
+        table[request_id] = entry
+        replica = entry[0]
         if len(table) > MAX_IN_FLIGHT:
             self._overflow()
         replica.begin()
@@ -188,7 +197,7 @@ class RoutingCore:
             0,
         )
         self._reasons[Reason.PINNED] += 1
-        return self._begin(request_id, replica, now_s, number)
+        return self._begin(request_id, (replica, now_s, number, None, b""))
 
     def _refuse(self, request_id: bytes, request: Request, view: View | None, code: str, now_s: float) -> Decision:
         decision = self._ask if code == ASK_FOR_BODY else self._refusals[code]
@@ -212,7 +221,7 @@ class RoutingCore:
             self._finished_unknown(server)
             return False
         self._completions += 1
-        replica, _, number = entry
+        replica, _, number, view, chain = entry
         serial = replica.serial
         if server != replica.server:  # redispatched: what is learned is of the one that answered
             answered = self._installed.by_wire.get(server)
@@ -223,6 +232,8 @@ class RoutingCore:
                 if 200 <= status < 300 and first_byte_ms >= 0:
                     _learn(answered, first_byte_ms, now_s)
                     answered.sign()
+                    if chain and view is not None and view.prefixes is not None:
+                        view.prefixes.move(view, chain, replica, answered)
         elif 200 <= status < 300 and first_byte_ms >= 0:
             _learn(replica, first_byte_ms, now_s)
         replica.end()
@@ -270,7 +281,7 @@ class RoutingCore:
 
     def _drop_orphans(self, surplus: dict[Replica, int], before_s: float) -> None:
         dropped = []
-        for request_id, (replica, decided_s, _) in self._in_flight.items():
+        for request_id, (replica, decided_s, *_) in self._in_flight.items():
             if decided_s > before_s:
                 break  # the table is in the order of decisions
             if surplus.get(replica, 0) > 0:

@@ -18,6 +18,7 @@ from controlplane.routing.record import (
     parse,
     record,
 )
+from controlplane.routing.whole import from_whole
 
 __all__ = [
     "EMPTY_BODY",
@@ -33,6 +34,7 @@ __all__ = [
     "Request",
     "from_body",
     "from_parts",
+    "from_whole",
     "parse",
     "record",
 ]

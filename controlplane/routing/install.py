@@ -134,7 +134,7 @@ def _install_model(
         view.prefixes = policy if isinstance(policy, Prefix) else None
         if view.prefixes is None:
             clear(view.root)
-        view.session_keys = frozenset(name.encode() for name in model.session_keys)
+        view.session_keys = tuple(name.encode() for name in model.session_keys)
         view.label = words.label(
             Label(
                 model=model.name,

@@ -41,6 +41,10 @@ class Node:
 Match: TypeAlias = tuple[list[Node], int, Node | None, int]
 
 
+#: What is known of an empty chain.
+NOTHING: Match = ([], 0, None, 0)
+
+
 def parts(known: Match) -> list[tuple[dict[Replica, int], int]]:
     """Return (holders, bytes of hashes held) of each part of a prompt that has holders of its own, deepest last."""
     nodes, _, partial, common = known
@@ -132,6 +136,15 @@ def hold(root: Node, replica: Replica, hashes: bytes, known: Match) -> None:
             leaves[leaf] = None
     if replica.held_blocks > replica.cache_blocks or replica.held_nodes > replica.cache_nodes:
         _evict(replica)
+
+
+def release(root: Node, replica: Replica, hashes: bytes) -> None:
+    """Forget the end of a chain at a replica that did not get the request; what it shares with others stays."""
+    nodes, _, partial, _ = match(root, hashes)
+    if partial is not None:
+        nodes.append(partial)
+    if nodes and nodes[-1].holders.get(replica) == 0:
+        _drop(nodes[-1], replica)
 
 
 def release_all(replica: Replica) -> None:

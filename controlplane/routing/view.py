@@ -35,7 +35,7 @@ class View:
         self.prefixes: Prefix | None = None
         self.residents: dict[Replica, None] = {}
         self.root: Node = new_root()
-        self.session_keys: frozenset[bytes] = frozenset()
+        self.session_keys: tuple[bytes, ...] = ()
         self.label = 0
 
     def served_by(self, replica: Replica) -> None:

@@ -15,7 +15,6 @@ import msgspec
 import xxhash
 
 from controlplane.routing.body import (
-    MAX_BODY_BYTES,
     MAX_MODEL_BYTES,
     MAX_SESSION_BYTES,
     block_hashes,
@@ -48,6 +47,8 @@ RESPONSES = KIND_NUMBERS["responses"]
 Octets: TypeAlias = bytes | memoryview
 #: (name, value) of the session headers that a request has.
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+#: model, user, prompt_cache_key, pin and max_tokens of a body.
+_Told: TypeAlias = tuple[bytes, str | None, str | None, bytes, int]
 
 
 class _Fields(msgspec.Struct, gc=False):
@@ -64,10 +65,12 @@ class _Fields(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(_Fields).decode
 _MODEL = b'"model"'
-_VALUE = rb'[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"([^"\\\x00-\x1f]{1,255})"[ \t\r\n]{0,64}[,}]'
+_STRING = rb'[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"([^"\\\x00-\x1f]{1,255})"[ \t\r\n]{0,64}'
+_VALUE = _STRING + rb"[,}]"
 _named = re.compile(rb'"model"' + _VALUE).match
 _first = re.compile(rb'[ \t\r\n]{0,64}\{[ \t\r\n]{0,64}"model"' + _VALUE).match
-_object_end = re.compile(rb"\}[ \t\r\n]{0,64}\Z").search
+#: Nothing is nested or escaped from here to the end: the name is one of the outermost object's.
+_named_last = re.compile(rb'"model"' + _STRING + rb'[^{}\[\]"\\]*+(?:"[^"\\]*+"[^{}\[\]"\\]*+)*+\}[ \t\r\n]*+\Z').match
 _tokens = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]"]', re.DOTALL).finditer
 _FORM = re.compile(rb"multipart/form-data[ \t]*;", re.IGNORECASE)
 #: Every letter of "model" is \u006x when it is escaped.
@@ -96,12 +99,12 @@ def from_whole(
     is looked for. Raises MalformedFeatures for a kind that does not exist or a name that is too long.
     """
     length = len(body)
-    told = None
+    told: _Told | None = None
     if length >= size and kind < RESPONSE and kind not in MULTIPART_KINDS and len(model) <= MAX_MODEL_BYTES:
         if length >= DECODED_BYTES and kind != RESPONSES and (not session_keys or headers):
             named = _ends(body)
             if named and (named not in session_keys or _header_first(headers, session_keys[named])):
-                told = (named, "", "", b"", 0)
+                told = (named, None, None, b"", 0)
         told = told or _decoded(body)
     if told is None or kind <= 0:
         return _exact(kind, size, body, model, headers, tenant, content_type, session_keys)
@@ -202,7 +205,7 @@ def _session(keys: tuple[bytes, ...], headers: Headers, user: str | None, cache_
     return b""
 
 
-def _decoded(body: Octets) -> tuple[bytes, str | None, str | None, bytes, int] | None:
+def _decoded(body: Octets) -> _Told | None:
     """Return model, user, cache key, pin and max_tokens; None when this is not an object with the usual types."""
     try:
         fields = _decode(body)
@@ -221,15 +224,20 @@ def _decoded(body: Octets) -> tuple[bytes, str | None, str | None, bytes, int] |
 
 def _ends(body: Octets) -> bytes:
     """Find the outermost ``model`` of a long whole body in its ends; empty when that leaves a doubt."""
-    head, tail = bytes(body[:END_BYTES]), bytes(body[-END_BYTES:])
-    if _object_end(tail) is None or head[:64].lstrip(_SPACE)[:1] != b"{":
+    tail = bytes(body[-END_BYTES:])
+    if bytes(body[:MAX_SPACE]).lstrip(_SPACE)[:1] != b"{" or tail[-MAX_SPACE:].rstrip(_SPACE)[-1:] != b"}":
         return b""
     at = tail.rfind(_MODEL)
     if at >= 0:  # the last one in the body: of equal names the last counts
-        found = _named(tail, at)
-        if found is None or _ESCAPED in tail[at:] or not _stands_for_a_name(tail, at) or _depth_change(tail[at:]) != -1:
+        if not _stands_for_a_name(tail, at):
             return b""
+        found = _named_last(tail, at)
+        if found is None:
+            found = _named(tail, at)
+            if found is None or _ESCAPED in tail[at:] or _depth_change(tail[at:]) != -1:
+                return b""
         return found[1]
+    head = bytes(body[:END_BYTES])
     found = _first(head)
     if found is None:
         at = head.find(_MODEL)

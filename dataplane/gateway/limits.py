@@ -12,8 +12,9 @@ MAX_HEADER_BYTES = 65_536
 #: Smaller buffers could not hold the headers, the rewrite room and a prompt.
 MIN_BUFFER_BYTES = 131_072
 MAX_BUFFER_BYTES = 64 << 20
-#: Sizes that follow from the topology. Each request's buffer is copied whole, so that another replica can get it when
-#: the first dies; a small one costs less. It holds what the router reads of a body, the rewrite room and 16 KiB of headers.
+#: Sizes that follow from the topology. Each request's buffer is copied whole, full or not, so that another replica can
+#: get the request when the first dies: a small one costs less. This one holds the 128 KiB of a body that
+#: routing reads, the rewrite room and 16 KiB of headers.
 SHORT_BUFFER_BYTES = 163_840
 #: Where the body must tell which model it is for, one that is named last is to be seen.
 LONG_BUFFER_BYTES = 1 << 20
@@ -22,15 +23,16 @@ MAX_BODY_BYTES = (1 << 32) - 1
 #: Bytes of a body that the router gets; the message must fit a frame, and the frame the buffer.
 SPOE_BODY_BYTES = 1_000_000
 SPOE_FRAME_ROOM = 8_192
-#: Longest body that goes to the router as it is; blocks are hashed up to here. At this size a message costs HAProxy 35 us
-#: less than the feature record, and the router decodes what it needs from its ends.
-WHOLE_BYTES = 131_072
+#: Longest body that goes to the router as it is. HAProxy saves CPU at any length, but the router spends more with each
+#: byte: here the two are equal.
+WHOLE_BYTES = 32_768
 #: Bytes of the header values in that message.
 MODEL_HEADER_BYTES = 256
 SESSION_HEADER_BYTES = 2_048
 #: Time for a client to send its headers, and again for what the buffer takes of the body.
 REQUEST_TIMEOUT_MS = 10_000
-#: Attempts after the first. HAProxy counts refused connections and replicas that died of the request alike.
+#: Attempts after the first. HAProxy counts refused connections and replicas that died of the request alike: one that
+#: kills replicas reaches three at most, and two may refuse at one moment. The second refusal takes a replica out.
 RETRIES = 2
 #: A connection holds a descriptor to the client, one to the replica and, while it is decided, one to the router.
 FDS_PER_CONNECTION = 3
@@ -84,8 +86,8 @@ def buffer_bytes(gateway: gateway_pb2.Gateway, topology: topology_pb2.Topology) 
 
 
 def whole_bytes(buffer: int, max_body_bytes: int) -> int:
-    """Return the length up to which a body goes to the router as it is."""
-    return min(WHOLE_BYTES, max_body_bytes, spoe_body_bytes(buffer))
+    """Return the length up to which a body goes to the router as it is: it is whole then, chunked or not."""
+    return min(WHOLE_BYTES, max_body_bytes, surely_whole_bytes(buffer))
 
 
 def spoe_body_bytes(buffer_bytes: int) -> int:

@@ -113,7 +113,6 @@ def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.B
         "max_body_bytes": max_body_bytes,
         "whole_bytes": limits.whole_bytes(buffer_bytes, max_body_bytes),
         "whole_kinds": WHOLE_KINDS,
-        "surely_whole": limits.surely_whole_bytes(buffer_bytes),
         "model_header_bytes": limits.MODEL_HEADER_BYTES,
         "session_header_bytes": limits.SESSION_HEADER_BYTES,
         "session_headers": session_keys.headers(order.topology),

@@ -46,10 +46,10 @@ class State(Enum):
     CLOSED = "closed"  # send what is queued, then close; everything received is ignored
 
 
-Shortcut: TypeAlias = Callable[[bytes, int, int], Quick | None]
+Shortcut: TypeAlias = Callable[[bytes | bytearray, int, int], Quick | None]
 
 
-def no_shortcut(_data: bytes, _start: int, _stop: int) -> None:
+def no_shortcut(_data: bytes | bytearray, _start: int, _stop: int) -> None:
     """Leave every frame to the general decoder."""
 
 
@@ -57,7 +57,8 @@ class AgentConnection(Generic[Quick]):
     """The agent's half of one connection.
 
     ``shortcut(data, start, stop)`` is tried on each frame first once the handshake is done: what it returns, unless
-    None, is the event. It must accept only well-formed NOTIFY frames with the FIN flag and must not raise.
+    None, is the event. It must accept only well-formed NOTIFY frames with the FIN flag and must not raise. A frame that
+    came in pieces is handed over as the bytearray in which it was collected, which nothing changes any more.
 
     Memory: an unfinished frame is kept as it arrived, so a connection holds at most twice what its peer sent and never
     more than two frames of the negotiated size.
@@ -88,8 +89,8 @@ class AgentConnection(Generic[Quick]):
         self._to_send.clear()
         return data
 
-    def receive(self, data: bytes) -> list[Notify | Quick]:
-        """Take bytes and return the questions that they completed.
+    def receive(self, data: bytes | memoryview) -> list[Notify | Quick]:
+        """Take bytes and return the questions that they completed; a view is read before this returns.
 
         Raises ProtocolError on the first malformed frame; the AGENT-DISCONNECT with its status is then queued, the
         state is CLOSED and whatever else came with it is dropped.
@@ -100,10 +101,12 @@ class AgentConnection(Generic[Quick]):
             self._pending += data
             if len(self._pending) < self._needed:
                 return []
-            data = bytes(self._pending)
+            whole: bytes | bytearray = self._pending
             self._pending = bytearray()
+        else:
+            whole = data if isinstance(data, bytes) else bytes(data)
         try:
-            return self._frames(data)
+            return self._frames(whole)
         except ProtocolError as error:
             self.close(error.status, error.message)
             raise
@@ -116,7 +119,7 @@ class AgentConnection(Generic[Quick]):
         self._pending = bytearray()
         self._to_send.append(encode(Disconnect(status, message.encode(), from_agent=True)))
 
-    def _frames(self, data: bytes) -> list[Notify | Quick]:
+    def _frames(self, data: bytes | bytearray) -> list[Notify | Quick]:
         events: list[Notify | Quick] = []
         at, end, needed = 0, len(data), _LENGTH_BYTES
         shortcut = self._shortcut if self.state is State.READY else no_shortcut
@@ -133,7 +136,7 @@ class AgentConnection(Generic[Quick]):
                 break
             event: Notify | Quick | None = shortcut(data, start, stop)
             if event is None:
-                event = self._dispatch(decode(data[start:stop]))
+                event = self._dispatch(decode(bytes(data[start:stop])))
                 if self.state is State.CLOSED:
                     return events
                 shortcut = self._shortcut
@@ -141,7 +144,7 @@ class AgentConnection(Generic[Quick]):
                 events.append(event)
             at = stop
         if at < end:
-            self._pending += data[at:]
+            self._pending += memoryview(data)[at:]
             self._needed = needed
         return events
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from controlplane.routing.load import BLOCK_BYTES, CANDIDATES, Replica
 from controlplane.routing.policies.base import LONGEST_PREFIX, NO_PREFIX, Choice, Parameter, Reason, ScoreKind
 from controlplane.routing.policies.least_loaded import ADAPTER_PENALTY, residents_of
-from controlplane.routing.prefix_index import HASH_BYTES, HOLDERS_WEIGHED, Match, hold, match, parts
+from controlplane.routing.prefix_index import HASH_BYTES, HOLDERS_WEIGHED, NOTHING, Match, hold, match, parts, release
 from controlplane.routing.record import Request
 from controlplane.routing.view import View
 
@@ -29,8 +29,8 @@ class Prefix:
     decisions), requests in flight, adapters.
     Weighs: at most 7 holders of the matched parts of the prompt, deepest first, and the least loaded up to 8 in all.
     Limits: the tree is a belief: an engine may have evicted earlier or later. Prompts share by whole blocks counted
-    from ``"messages"``, and only the first 128 KiB of a body count. A last block that is not full is only matched by
-    an equal prompt of one block.
+    from ``"messages"``, and only the first 128 KiB of a body count. A last block that is not full counts
+    for nothing, so a prompt of less than one block (some 1,000 tokens) goes by load alone.
     """
 
     name: ClassVar[str] = "prefix"
@@ -66,22 +66,35 @@ class Prefix:
     def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
         """Nothing is kept."""
 
-    def hold(self, view: View, replica: Replica) -> None:
-        """Note that the replica of the last choice is about to cache that choice's prompt."""
-        if self._known is not None:
-            hold(view.root, replica, self._chain, self._known)
-            self._known = None
+    def hold(self, view: View, replica: Replica) -> bytes:
+        """Note that the replica of the last choice is about to cache that choice's prompt; return its chain."""
+        known = self._known
+        if known is None:
+            return b""
+        self._known = None
+        hold(view.root, replica, self._chain, known)
+        return self._chain
+
+    def move(self, view: View, chain: bytes, chosen: Replica, answered: Replica) -> None:
+        """Note that a prompt went to another replica than the chosen one."""
+        if chosen.order is view.order:
+            release(view.root, chosen, chain)
+        if answered.order is view.order:
+            hold(view.root, answered, chain, match(view.root, chain))
 
     def choose(self, view: View, request: Request) -> Choice:
         """See the class."""
         hashes = request.hashes
         blocks = len(hashes) >> 3
-        if blocks > 1 and blocks * BLOCK_BYTES > request.prompt_bytes:
+        if blocks * BLOCK_BYTES > request.prompt_bytes:
             hashes = hashes[:-HASH_BYTES]
-        self._chain = hashes
-        self._known = known = match(view.root, hashes)
-        order = view.order
-        least = order.least()
+        least = view.order.least()
+        known = NOTHING
+        if hashes:
+            self._chain = hashes
+            self._known = known = match(view.root, hashes)
+        else:
+            self._known = None
         if not known[0] and known[2] is None and not view.adapter:
             slope = self._load_weight + self._interference * blocks
             return least, [blocks + slope * replica.in_flight for replica in least], None, NO_PREFIX, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import xxhash
@@ -21,6 +21,8 @@ MAX_HOPS = 128
 WINDOW = 12
 #: Sessions whose replicas are kept at hand; about 400 bytes each.
 MAX_SESSIONS_KEPT = 16_384
+#: Low bits of a point that number its seat. In one ring of 200 with 400,000 points two are that close, and in no order.
+SEAT = (1 << 20) - 1
 #: Added to the score of a replica that was passed over because it was full.
 OVER_BOUND = 1000.0
 
@@ -28,10 +30,11 @@ OVER_BOUND = 1000.0
 class Seat:
     """A replica's name on the ring, and the incarnation that has it now (None: it may not be chosen)."""
 
-    __slots__ = ("name", "replica")
+    __slots__ = ("name", "number", "replica")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, number: int) -> None:
         self.name = name
+        self.number = number
         self.replica: Replica | None = None
 
 
@@ -84,7 +87,9 @@ class Session:
         self._near: dict[bytes, list[Replica]] = {}
         # Packed, not a list: at 4,096 replicas a search would miss the cache for every number it looks at.
         self._points = array("Q")
-        self._owners: list[Seat] = []
+        #: Seats by the number in the low bits of their points, and the numbers that nobody has.
+        self._numbered: list[Seat] = []
+        self._free: list[int] = []
 
     def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
         """Put the names on the ring, and the replicas in their seats."""
@@ -97,15 +102,39 @@ class Session:
             self._seats[replica.info.name].replica = replica
 
     def _build(self, names: Sequence[str]) -> None:
-        self._seats = {name: self._seats.get(name) or Seat(name) for name in names}
-        owner: dict[int, Seat] = {}
+        """Put new names on the ring and take those that are gone off it; the others' points are not made again."""
+        known = self._seats
+        kept = set(names)
+        gone = {known.pop(name).number for name in set(known) - kept}
+        ring = self._points.tolist()
+        if gone:
+            ring = [point for point in ring if point & SEAT not in gone]
+            self._free.extend(sorted(gone))
+        added: list[int] = []
         for name in names:
-            seat = self._seats[name]
-            for index in range(self._virtual_nodes):
-                owner.setdefault(xxhash.xxh64_intdigest(f"{name}#{index}".encode()), seat)
-        self._points = array("Q", sorted(owner))
-        self._owners = [owner[point] for point in self._points]
-        self._owners += self._owners[: max(MAX_HOPS, WINDOW)]  # so that a window rarely has to wrap
+            if name not in known:
+                seat = self._seated(name)
+                for index in range(self._virtual_nodes):
+                    added.append(xxhash.xxh64_intdigest(f"{name}#{index}".encode()) & ~SEAT | seat.number)
+        if added:
+            ring += sorted(added)
+            ring.sort()  # two sorted runs: one merge
+        self._points = array("Q", ring)
+
+    def _seated(self, name: str) -> Seat:
+        number = self._free.pop() if self._free else len(self._numbered)
+        seat = self._seats[name] = Seat(name, number)
+        self._numbered[number : number + 1] = [seat]
+        return seat
+
+    def _owners(self, point: int, count: int) -> Iterable[Seat]:
+        """Return whose the next ``count`` points of the ring are, each seat once."""
+        points = self._points
+        following = points[point : point + count]
+        if len(following) < count:
+            following += points[: count - len(following)]
+        numbered = self._numbered
+        return dict.fromkeys([numbered[found & SEAT] for found in following])
 
     def choose(self, view: View, request: Request) -> Choice:
         """See the class."""
@@ -125,8 +154,9 @@ class Session:
         near: list[Replica] = []
         if _names_session(view, session):
             point = bisect_left(self._points, xxhash.xxh64_intdigest(session))
-            seats = dict.fromkeys(self._owners[point : point + WINDOW])
-            near = [replica for seat in seats if (replica := seat.replica) is not None][:CANDIDATES]
+            near = [replica for seat in self._owners(point, WINDOW) if (replica := seat.replica) is not None][
+                :CANDIDATES
+            ]
         if len(self._near) >= MAX_SESSIONS_KEPT:
             self._near.clear()
         self._near[session] = near
@@ -149,11 +179,9 @@ class Session:
     def _walk(self, session: bytes, bound: int) -> tuple[list[Replica], list[Replica]]:
         """Return the next replicas on the ring that are not full (at most 8), and the full ones before them."""
         point = bisect_left(self._points, xxhash.xxh64_intdigest(session))
-        owners = self._owners
-        ring = len(self._points)
         free: list[Replica] = []
         full: list[Replica] = []
-        for seat in dict.fromkeys(owners[(point + hop) % ring] for hop in range(min(MAX_HOPS, ring))):
+        for seat in self._owners(point, MAX_HOPS):
             if seat.replica is not None:
                 (free if seat.replica.in_flight < bound else full).append(seat.replica)
                 if len(free) == CANDIDATES:

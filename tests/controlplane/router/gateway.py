@@ -18,11 +18,11 @@ from tests import ports
 _SPOE = """
 [rt]
 spoe-agent rt
-    groups route full
+    groups route full whole
     option var-prefix rt
     option continue-on-error
     register-var-names srv pool more err shed
-    timeout hello 1s
+    timeout hello 10s
     timeout idle 5m
     timeout processing {timeout_ms}ms
     max-waiting-frames 100
@@ -35,7 +35,13 @@ spoe-group full
     messages full
 spoe-message full
     args id=unique-id f=req.hdr(x-record),b64dec tenant=var(txn.tenant) body=req.body,bytes(0,1000000)
+spoe-group whole
+    messages whole
+spoe-message whole
+    args id=unique-id kind=int(1) tenant=var(txn.tenant) size=req.body_size model=req.hdr(x-model) {whole}
 """
+
+_WHOLE = "h.x-session-id=req.hdr(x-session-id) body=req.body,bytes(0,131072)"
 
 _CONFIG = """
 global
@@ -59,7 +65,8 @@ frontend edge
   unique-id-format %{{+X}}o%ci:%cp_%fi:%fp_%Ts_%rt:%pid
   log-format "R %ID %b %s %ST %Tr %Ta %B %tsc %rc"
   http-request wait-for-body time 10s
-  http-request send-spoe-group rt route
+  http-request send-spoe-group rt route if {{ req.hdr(x-record) -m found }}
+  http-request send-spoe-group rt whole unless {{ req.hdr(x-record) -m found }}
   http-request send-spoe-group rt full if {{ var(txn.rt.more) -m found }}
   http-request return status 400 hdr x-code %[var(txn.rt.err)] if {{ var(txn.rt.err) -m found }}
   http-request return status 429 hdr retry-after %[var(txn.rt.shed)] if {{ var(txn.rt.shed) -m found }}
@@ -75,7 +82,8 @@ backend tiny-mixed
 backend router
   mode tcp
   no log
-  timeout connect 100ms
+  timeout connect 10s
+  timeout check 10s
   timeout server 60s
   option spop-check
   server router unix@{run}/spop.sock check inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions
@@ -91,13 +99,13 @@ async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.
 
 
 @asynccontextmanager
-async def haproxy(state: StateDir, servers: Sequence[tuple[str, int]], timeout_ms: int = 1000) -> AsyncIterator[int]:
+async def haproxy(state: StateDir, servers: Sequence[tuple[str, int]], timeout_ms: int = 10_000) -> AsyncIterator[int]:
     """Run HAProxy in front of (server name, port) pairs; yield the port it listens on."""
     port = ports.lease()[0]
     lines = "\n".join(f"  server {name} 127.0.0.1:{at}" for name, at in servers)
     config = state.root / "haproxy.cfg"
     config.write_text(_CONFIG.format(run=state.run, root=state.root, port=port, servers=lines))
-    (state.root / "spoe.cfg").write_text(_SPOE.format(timeout_ms=timeout_ms))
+    (state.root / "spoe.cfg").write_text(_SPOE.format(timeout_ms=timeout_ms, whole=_WHOLE))
     with (state.root / "haproxy.log").open("wb") as log:
         process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", config], stderr=log, stdout=log)
     try:
@@ -158,11 +166,12 @@ async def replicas(count: int) -> AsyncIterator[list[tuple[str, int]]]:
 
 
 async def request(port: int, record: bytes, body: bytes = b"{}") -> tuple[int, dict[str, str]]:
-    """Send one request with a feature record; return the status and the headers."""
+    """Send one request with a feature record, or none: then its body goes whole; return the status and the headers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         encoded = base64.b64encode(record).decode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-record: {encoded}\r\ncontent-length: {len(body)}\r\n"
+        told = f"x-record: {encoded}\r\n" if record else ""
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\n{told}content-length: {len(body)}\r\n"
         writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)

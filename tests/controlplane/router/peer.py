@@ -17,7 +17,7 @@ from controlplane.router.spop.frames import (
     decode,
     encode,
 )
-from controlplane.router.spop.values import Typed
+from controlplane.router.spop.values import Kind, Typed
 
 HELLO = encode(HaproxyHello(b"2.0", 1 << 20, b"pipelining"))
 
@@ -31,12 +31,36 @@ def question(stream_id: int, request_id: bytes, record: bytes, body: bytes | Non
     return encode(Notify(stream_id, 1, (Message(name, tuple(arguments)),)))
 
 
+_open: set[Peer] = set()
+
+
+async def close_all() -> None:
+    """Close what a test that failed left open."""
+    for peer in tuple(_open):
+        await peer.close()
+
+
+def whole(stream_id: int, request_id: bytes, body: bytes) -> bytes:
+    """Return a `whole` frame, its arguments as HAProxy sends them."""
+    arguments = (
+        (b"id", Typed.string(request_id)),
+        (b"kind", Typed(Kind.INT64, 1)),
+        (b"tenant", Typed(Kind.NULL, None)),
+        (b"size", Typed(Kind.INT64, len(body))),
+        (b"model", Typed(Kind.NULL, None)),
+        (b"h.x-session-id", Typed(Kind.NULL, None)),
+        (b"body", Typed(Kind.BINARY, body)),
+    )
+    return encode(Notify(stream_id, 1, (Message(b"whole", arguments),)))
+
+
 class Peer:
     """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        _open.add(self)
 
     @classmethod
     async def connect(cls, path: Path) -> Peer:
@@ -89,6 +113,7 @@ class Peer:
 
     async def close(self) -> None:
         """Close the connection and wait until the loop has let go of it."""
+        _open.discard(self)
         self.writer.close()
         with suppress(ConnectionError):
             await self.writer.wait_closed()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.router.questions import Question, read_notify, read_route
+from controlplane.router.questions import Question, Whole, read_notify, read_question, read_route
 from controlplane.router.spop.connection import MAX_FRAME_BYTES, AgentConnection, State, no_shortcut
 from controlplane.router.spop.errors import ProtocolError, Status
 from controlplane.router.spop.frames import (
@@ -19,18 +19,18 @@ from tests.controlplane.router import recorded
 from tests.controlplane.router.test_values import RUNS
 
 
-def new_connection() -> AgentConnection[Question]:
-    return AgentConnection(read_route)
+def new_connection() -> AgentConnection[Question | Whole]:
+    return AgentConnection(read_question)
 
 
-def ready_connection() -> AgentConnection[Question]:
+def ready_connection() -> AgentConnection[Question | Whole]:
     connection = new_connection()
     assert connection.receive(recorded.HELLO) == []
     assert decode(connection.data_to_send()[4:]) == AgentHello(b"2.0", 1_048_572, b"pipelining")
     return connection
 
 
-def farewell(connection: AgentConnection[Question]) -> Disconnect:
+def farewell(connection: AgentConnection[Question | Whole]) -> Disconnect:
     frame = decode(connection.data_to_send()[4:])
     assert isinstance(frame, Disconnect)
     assert frame.from_agent
@@ -114,7 +114,7 @@ def test_an_agents_disconnect_is_refused() -> None:
 def test_any_cut_of_the_stream_gives_the_same_questions(cuts: list[int]) -> None:
     stream = recorded.HELLO + recorded.ROUTE + recorded.FULL + recorded.LONG_ROUTE + recorded.ROUTE
     connection = new_connection()
-    events: list[Notify | Question] = []
+    events: list[Notify | Question | Whole] = []
     at = 0
     for cut in [*cuts, len(stream)]:
         events += connection.receive(stream[at : at + cut])
@@ -198,6 +198,89 @@ def test_messages_of_others_have_no_question() -> None:
 
 
 def test_without_a_shortcut_everything_is_a_notify() -> None:
-    connection: AgentConnection[Question] = AgentConnection(no_shortcut)
+    connection: AgentConnection[Question | Whole] = AgentConnection(no_shortcut)
     connection.receive(recorded.HELLO)
     assert len(connection.receive(recorded.ROUTE)) == 1
+
+
+INTEGER = st.builds(Typed, st.sampled_from((Kind.INT32, Kind.UINT32, Kind.INT64, Kind.UINT64)), st.integers(0, 1 << 30))
+OPTIONS = st.lists(
+    st.tuples(
+        st.sampled_from((b"model", b"h.x-session-id", b"h.user-agent", b"type", b"other")),
+        st.one_of(st.just(Typed(Kind.NULL, None)), st.binary(max_size=12).map(Typed.string), INTEGER),
+    ),
+    max_size=4,
+)
+NAME = st.one_of(ARGUMENT, st.from_regex(rb"[!-~]{1,60}", fullmatch=True).map(Typed.string))
+
+
+def whole_frame(stream_id: int, *arguments: tuple[bytes, Typed]) -> bytes:
+    return encode(Notify(stream_id, 1, (Message(b"whole", arguments),)))
+
+
+@RUNS
+@given(
+    ID_NUMBER, NAME, INTEGER, NAME, INTEGER, OPTIONS, st.integers(0, 9000), st.sampled_from((Kind.STRING, Kind.BINARY))
+)
+def test_the_shortcut_of_a_whole_body_agrees_with_the_general_decoder(
+    stream_id: int,
+    request_id: Typed,
+    kind: Typed,
+    tenant: Typed,
+    size: Typed,
+    options: list[tuple[bytes, Typed]],
+    length: int,
+    body: Kind,
+) -> None:
+    fixed = ((b"id", request_id), (b"kind", kind), (b"tenant", tenant), (b"size", size))
+    data = whole_frame(stream_id, *fixed, *options, (b"body", Typed(body, b"\x04body" * (length // 5))))
+    general = decode(data[4:])
+    assert isinstance(general, Notify)
+    expected = read_notify(general)
+    for frame in (data, bytearray(data)):
+        quick = read_question(frame, 4, len(frame))
+        assert quick is None or (quick.ids, quick) == expected
+
+
+def test_whole_bodies_take_the_shortcut_and_any_order_is_read() -> None:
+    arguments = (
+        (b"id", Typed.string(b"7F:1_2")),
+        (b"kind", Typed(Kind.INT64, 1)),
+        (b"tenant", Typed(Kind.NULL, None)),
+        (b"size", Typed(Kind.INT64, 300)),
+        (b"model", Typed(Kind.NULL, None)),
+        (b"h.x-session-id", Typed.string(b"s")),
+        (b"body", Typed(Kind.BINARY, b"b" * 300)),
+    )
+    data = whole_frame(300, *arguments)
+    quick = read_question(data, 4, len(data))
+    assert isinstance(quick, Whole)
+    assert quick[1:5] == (b"7F:1_2", 1, b"", 300)
+    assert quick.options.headers == ((b"x-session-id", b"s"),)
+    assert bytes(quick.body) == b"b" * 300
+    turned = whole_frame(300, *reversed(arguments))
+    assert read_question(turned, 4, len(turned)) is None
+    general = decode(turned[4:])
+    assert isinstance(general, Notify)
+    assert read_notify(general) == (quick.ids, quick)
+
+
+@RUNS
+@given(st.integers(0, 500), st.integers(0, 255), st.integers(0, 500))
+def test_the_shortcut_of_a_whole_body_never_accepts_what_the_decoder_refuses(at: int, byte: int, cut: int) -> None:
+    fixed = ((b"id", Typed.string(b"7F:1_2")), (b"kind", Typed(Kind.INT64, 1)), (b"tenant", Typed.string(b"t")))
+    data = whole_frame(
+        300,
+        *fixed,
+        (b"size", Typed(Kind.INT64, 3000)),
+        (b"h.x-session-id", Typed(Kind.NULL, None)),
+        (b"body", Typed(Kind.BINARY, b"b" * 300)),
+    )[4:]
+    mutated = bytearray(data)
+    mutated[at % len(mutated)] = byte
+    for frame in (bytes(mutated), bytes(mutated[: cut % len(mutated)])):
+        quick = read_question(frame, 0, len(frame))
+        if quick is not None:
+            notify = decode(frame)
+            assert isinstance(notify, Notify)
+            assert read_notify(notify) == (quick.ids, quick)

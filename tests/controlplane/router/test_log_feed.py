@@ -59,7 +59,7 @@ async def test_lines_are_taken_in_turns_and_bad_ones_are_counted(tmp_path: Path,
     path = tmp_path / "log.sock"
     counters = Counters()
     seen: list[Completion] = []
-    feed = LogFeed(unix_sockets.bind(path, socket.SOCK_DGRAM), seen.append, counters)
+    feed = LogFeed(unix_sockets.bind(path, socket.SOCK_DGRAM), lambda line, _: seen.append(line), lambda: 1.0, counters)
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sender.setblocking(False)
     sender.connect(str(path))
@@ -89,7 +89,7 @@ def test_a_core_that_fails_does_not_stop_the_feed(tmp_path: Path) -> None:
     path = tmp_path / "log.sock"
     counters = Counters()
     bound = unix_sockets.bind(path, socket.SOCK_DGRAM)
-    feed = LogFeed(bound, lambda _: 1 // 0, counters)
+    feed = LogFeed(bound, lambda *_: 1 // 0, lambda: 1.0, counters)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.connect(str(path))
         for _ in range(2):

@@ -212,9 +212,14 @@ async def test_routing_through_haproxy_and_back(state: StateDir) -> None:
                     ids.append(headers["x-id"].upper())
                 code, headers = await request(port, world.record(b"", state=2, body_bytes=16), b'{"model":"tiny"}')
                 assert (code, headers["x-got"]) == (200, headers["x-want"])
+                for size in (10, 5_000, 120_000):
+                    body = b'{"prompt": "' + b"x" * size + b'", "model": "tiny"}'
+                    code, headers = await request(port, b"", body)
+                    assert (code, headers["x-got"]) == (200, headers["x-want"])
+                    assert headers["x-got"]
                 code, headers = await request(port, world.record(b"none"))
                 assert (code, headers["x-code"]) == (400, "model_not_found")
-                await until_all_ended(stub, 10)
+                await until_all_ended(stub, 13)
                 receipt = await stub.Explain(pb.ExplainRequest(request_id=ids[0]))
                 assert receipt.completion.status == 200
                 assert receipt.completion.server == receipt.server

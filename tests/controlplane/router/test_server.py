@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.router import convert, server, unix_sockets
+from controlplane.router import convert, log_feed, server, unix_sockets
 from controlplane.router.counters import Counters
 from controlplane.router.decisions import Decisions
 from controlplane.router.log_feed import LogFeed
@@ -18,7 +18,7 @@ from controlplane.router.spop.frames import Disconnect, decode
 from controlplane.routing.core import RoutingCore
 from tests.controlplane.router import recorded, world
 from tests.controlplane.router.gateway import until
-from tests.controlplane.router.peer import HELLO, Peer, question
+from tests.controlplane.router.peer import HELLO, Peer, question, whole
 
 NOW_S = 1_700_000_000.0
 
@@ -36,10 +36,11 @@ class Running:
         decisions.topology_changed()
         self.feed = LogFeed(
             unix_sockets.bind(self.log, socket.SOCK_DGRAM),
-            lambda completion: self.core.finished(completion, NOW_S),
+            self.core.finished,
+            lambda: NOW_S,
             self.counters,
         )
-        self.server = SpopServer(decisions.answer, self.feed.drain, self.counters)
+        self.server = SpopServer(decisions.answer, self.feed.catch_up, self.counters)
 
 
 @asynccontextmanager
@@ -96,6 +97,26 @@ async def test_a_full_message_of_a_megabyte(tmp_path: Path) -> None:
         body = b'{"model": "tiny", "prompt": "' + b"x" * 900_000 + b'"}'
         answer = await peer.ask(b"big", world.record(b"", body_bytes=len(body), state=2), body)
         assert answer["pool"] == b"tiny-mixed"
+        await peer.close()
+
+
+async def test_whole_bodies_of_every_size_in_pieces_of_every_size(tmp_path: Path) -> None:
+    async with running(tmp_path) as router:
+        peer = await Peer.ready(router.spop)
+        sizes = (0, 200, 8_000, 13_000, 100_000, 131_000)
+        bodies = [b'{"messages": "' + b"x" * size + b'", "model": "tiny"}' for size in sizes]
+        stream = b"".join(whole(n, b"r%d" % n, body) for n, body in enumerate(bodies))
+        for piece in (len(stream), 50_000, 7_001):
+            for at in range(0, len(stream), piece):
+                peer.writer.write(stream[at : at + piece])
+                await peer.writer.drain()
+            answers = [await peer.answer() for _ in bodies]
+            assert [stream_id for stream_id, _ in answers] == list(range(len(bodies)))
+            assert {variables["pool"] for _, variables in answers} == {b"tiny-mixed"}
+        peer.writer.write(whole(9, b"bad", b'{"model": 1}') + whole(10, b"none", b""))
+        assert (await peer.answer())[1] == {"err": b"invalid_model"}
+        assert (await peer.answer())[1] == {"err": b"empty_body"}
+        assert router.counters.errors == 0
         await peer.close()
 
 
@@ -208,7 +229,8 @@ async def test_an_exception_in_the_core_leaves_the_choice_to_haproxy(
         await peer.close()
 
 
-async def test_the_log_is_read_before_a_decision(tmp_path: Path) -> None:
+async def test_the_log_is_read_before_a_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_feed, "FRESH_S", 0.0)
     async with running(tmp_path) as router:  # nothing else reads the log here
         peer = await Peer.ready(router.spop)
         first = await peer.ask(b"a", world.record())
@@ -219,7 +241,9 @@ async def test_the_log_is_read_before_a_decision(tmp_path: Path) -> None:
         assert sum(load.in_flight for load in router.core.loads()) == 1
         await peer.ask(b"b", world.record())
         assert sum(load.in_flight for load in router.core.loads()) == 1
-        assert (router.counters.log_lines, router.counters.log_lines_malformed) == (2, 1)
+        sender.send(b"E 127.0.0.1:1 edge: SSL handshake failure")
+        await peer.ask(b"c", world.record())
+        assert (router.counters.log_lines, router.counters.log_lines_malformed) == (3, 1)
         await peer.close()
         sender.close()
 

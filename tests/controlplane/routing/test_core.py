@@ -124,6 +124,22 @@ def test_a_hot_prefix_spreads() -> None:
     assert min(loads) >= 400 / 8 / 2
 
 
+def test_the_prompt_is_held_where_the_answer_came_from() -> None:
+    core = worlds.core(2, "prefix")
+    chosen = core.decide(b"a", worlds.request(blocks=[1, 2, 3]), 0.0).server
+    other = next(load.server.encode() for load in core.loads() if load.server.encode() != chosen)
+    core.finished(worlds.completion(b"a", other), 0.0)
+    for number in range(4):  # whoever's turn it is among equals
+        assert core.decide(b"%d" % number, worlds.request(blocks=[1, 2, 3]), 0.0).server == other
+        core.finished(worlds.completion(b"%d" % number, other), 0.0)
+
+
+def test_a_prompt_of_less_than_a_block_is_spread_by_load() -> None:
+    core = worlds.core(4, "prefix")
+    asked = worlds.request(blocks=[1], prompt_bytes=100)
+    assert len({core.decide(b"%d" % number, asked, 0.0).server for number in range(4)}) == 4
+
+
 def test_residents_of_an_adapter_are_bounded() -> None:
     names = [f"lora-{number}" for number in range(30)]
     core = worlds.core(1, "least_loaded", adapters=names)

