@@ -169,7 +169,11 @@ CASES = [
         "  buffer_bytes: 1 MB\n  listen",
         "3: gateway.buffer_bytes: size '1 MB' is not allowed: write bytes as a number, or like 64KiB, 64MiB, 1GiB",
     ),
-    ("  listen", "  buffer_bytes: 1KiB\n  listen", "3: gateway.buffer_bytes: must be 0, which lets the gateway choose, or at least 163840"),
+    (
+        "  listen",
+        "  buffer_bytes: 1KiB\n  listen",
+        "3: gateway.buffer_bytes: must be 0, which lets the gateway choose, or at least 163840",
+    ),
     (
         ENGINE,
         "engine: {kind: simulated, kv_events_endpoint: 'ipc://x'}",
