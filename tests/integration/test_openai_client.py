@@ -86,6 +86,16 @@ def test_a_response_is_found_again_on_the_replica_that_made_it(client: OpenAI) -
         assert following.headers["x-slipstream-replica"] == made.headers["x-slipstream-replica"]
 
 
+def test_a_background_response_is_cancelled_on_its_replica(client: OpenAI) -> None:
+    made = client.responses.with_raw_response.create(
+        model="demo", input="take your time", background=True, max_output_tokens=2000
+    )
+    response = made.parse()
+    cancelled = client.responses.with_raw_response.cancel(response.id)
+    assert cancelled.parse().status == "cancelled"
+    assert cancelled.headers["x-slipstream-replica"] == made.headers["x-slipstream-replica"]
+
+
 def test_a_response_of_nobody_is_a_coded_404(client: OpenAI) -> None:
     with pytest.raises(NotFoundError) as caught:
         client.responses.retrieve("resp_deadbeef_00000000000000000000000000000000")
