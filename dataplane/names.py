@@ -32,6 +32,11 @@ def checked(pattern: re.Pattern[str], value: str, what: str) -> str:
     return value
 
 
+def host_port(host: str, port: int) -> str:
+    """Return ``host:port``, IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def server_name(replica: str, generation: int) -> str:
     """Return what HAProxy and the router call one incarnation of a replica."""
     return f"{replica}.g{generation}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from controlplane.admin.router_feed import Decision
 from controlplane.store.base import StoredEvent
+from dataplane.names import host_port
 from dataplane.pb import admin_pb2, routing_pb2, topology_pb2
 
 
@@ -23,7 +24,7 @@ def replica(view: admin_pb2.ReplicaView, load: routing_pb2.ReplicaLoad | None) -
         "model": held.model,
         "pool": held.pool,
         "node": held.node,
-        "address": f"[{held.host}]:{held.port}" if ":" in held.host else f"{held.host}:{held.port}",
+        "address": host_port(held.host, held.port),
         "generation": held.generation,
         "state": state_word(held.state),
         "state_age_s": round(view.state_age_s, 1),
@@ -77,7 +78,7 @@ def gateway(view: admin_pb2.GatewayView) -> dict[str, Any]:
     return {
         "name": view.gateway.name,
         "node": view.gateway.node,
-        "listen": [f"{item.host}:{item.port}" for item in view.gateway.listeners],
+        "listen": [host_port(item.host, item.port) for item in view.gateway.listeners],
         "ready": view.report.ready,
         "topology_number": view.report.topology_number,
         "streams": sum(server.current_streams for server in view.report.servers),

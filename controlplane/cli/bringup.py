@@ -17,6 +17,7 @@ import grpc
 from controlplane.cli import client, output
 from controlplane.cli.change import WAIT_POLL_S, is_ready
 from controlplane.cli.listing import state_word
+from dataplane.names import host_port
 from dataplane.pb import admin_pb2, admin_pb2_grpc, topology_pb2
 from dataplane.state_dir import StateDir
 
@@ -107,7 +108,7 @@ def print_banner(spec: dict[str, Any], answer: admin_pb2.GetResponse, state: Sta
     listener = answer.gateways[0].gateway.listeners[0]
     scheme = "https" if listener.certificate else "http"
     host = "127.0.0.1" if listener.host in ("0.0.0.0", "::") else listener.host  # noqa: S104 - compared, not bound
-    base = f"{scheme}://{host}:{listener.port}/v1"
+    base = f"{scheme}://{host_port(host, listener.port)}/v1"
     model = answer.models[0].name
     keyed = answer.gateways[0].gateway.require_api_key
     header = " \\\n    -H 'authorization: Bearer YOUR_KEY'" if keyed else ""

@@ -11,6 +11,7 @@ import typer
 
 from controlplane.cli import client, output
 from controlplane.cli.options import JsonOption, StateDirOption, state_of
+from dataplane.names import host_port
 from dataplane.pb import admin_pb2, topology_pb2
 
 
@@ -80,7 +81,7 @@ def _replicas(answer: admin_pb2.GetResponse) -> list[Sequence[str]]:
             v.replica.name,
             v.replica.model,
             v.replica.node,
-            f"{v.replica.host}:{v.replica.port}",
+            host_port(v.replica.host, v.replica.port),
             str(v.replica.generation),
             state_word(v.replica.state),
             str(v.streams),
@@ -113,7 +114,7 @@ def _gateways(answer: admin_pb2.GetResponse) -> list[Sequence[str]]:
         (
             g.gateway.name,
             g.gateway.node,
-            ", ".join(f"{listener.host}:{listener.port}" for listener in g.gateway.listeners),
+            ", ".join(host_port(listener.host, listener.port) for listener in g.gateway.listeners),
             "ready" if g.report.ready else "dead",
             str(g.report.topology_number),
             str(sum(s.current_streams for s in g.report.servers)),

@@ -14,6 +14,7 @@ import typer
 
 from controlplane.cli.client import CommandFailed
 from controlplane.cli.options import StateDirOption, state_of
+from dataplane.names import host_port
 from dataplane.state_dir import StateDir
 
 if TYPE_CHECKING:
@@ -83,4 +84,6 @@ def _check_ports(cluster: Cluster, state: StateDir) -> None:
                 probe.bind((host, port))
             except OSError as error:
                 reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-                raise CommandFailed(f"{host}:{port} {reason}; change `gateway.listen` or `admin.page`") from error
+                raise CommandFailed(
+                    f"{host_port(host, port)} {reason}; change `gateway.listen` or `admin.page`"
+                ) from error

@@ -91,13 +91,8 @@ def engine_order(record: Record) -> node_pb2.EngineOrder:
     grace_s = STOP_GRACE_S
     if wanted.HasField("vllm"):
         grace_s = max(grace_s, wanted.vllm.shutdown_timeout_s + STOP_MARGIN_S)
-    endpoints = [address(record.host, record.port)] if record.external else []
+    endpoints = [names.host_port(record.host, record.port)] if record.external else []
     return node_pb2.EngineOrder(launch=wanted, external_endpoint=endpoints, stop_grace_s=grace_s)
-
-
-def address(host: str, port: int) -> str:
-    """Return host:port, IPv6 in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def replica(
@@ -259,7 +254,7 @@ def outline(cluster: Cluster) -> dict[str, dict[str, str]]:
                 "engine": f"{pool.engine.kind} {shape(cluster, pool.name)[:8]}",
                 "nodes": " ".join(pool.nodes),
                 "max_connections": str(pool.max_connections),
-                "endpoints": " ".join(address(*endpoint) for endpoint in spec_convert.external_endpoints(pool)),
+                "endpoints": " ".join(names.host_port(*endpoint) for endpoint in spec_convert.external_endpoints(pool)),
             }
     parts["gateway"] = _gateway_outline(cluster)
     parts["keys"] = {key.name: f"tenant {key.tenant} {key.sha256[:8]}" for key in spec_convert.api_keys(cluster)}
@@ -273,5 +268,7 @@ def _gateway_outline(cluster: Cluster) -> dict[str, str]:
         for field, value in gateway.ListFields()
         if field.name != "listeners"
     }
-    listeners = (address(item.host, item.port) + (" (TLS)" if item.certificate else "") for item in gateway.listeners)
+    listeners = (
+        names.host_port(item.host, item.port) + (" (TLS)" if item.certificate else "") for item in gateway.listeners
+    )
     return {"listen": " ".join(listeners), **settings}

@@ -6,11 +6,11 @@ One line, ``slipstream-topology 1 <sha256 of the rest>``, then the serialized me
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from dataplane.launchers.atomic import write_atomically
 from dataplane.pb.topology_pb2 import Topology
 
 FILE_NAME = "topology.pb"
@@ -55,14 +55,4 @@ def read(path: Path) -> Topology | None:
 
 def write(path: Path, topology: Topology) -> None:
     """Replace the file as a whole, mode 0600. Raises OSError, then the former file is still there."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(encoded(topology.SerializeToString()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, encoded(topology.SerializeToString()), durable=True)

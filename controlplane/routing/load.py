@@ -9,6 +9,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from controlplane.routing.fleet import ReplicaInfo
+from dataplane.names import host_port
 
 if TYPE_CHECKING:
     from controlplane.routing.prefix_index import Node
@@ -99,14 +100,13 @@ class Replica:
         self.server = info.server.encode()
         told = info.kv_capacity_tokens * BYTES_PER_TOKEN // BLOCK_BYTES
         self.cache_blocks = max(1, told) if info.kv_capacity_tokens else DEFAULT_CACHE_BLOCKS
-        host = f"[{info.host}]" if ":" in info.host else info.host
         self.decision = Decision(
             outcome="go",
             pool=info.pool.encode(),
             server=self.server,
             pool_name=info.pool,
             server_name=info.server,
-            address=f"{host}:{info.port}",
+            address=host_port(info.host, info.port),
         )
 
     def sign(self) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import re
 from dataclasses import dataclass
 
+from dataplane.names import host_port
+
 #: vLLM's /metrics is about 60 KB with one model and grows with adapters and connectors.
 MAX_RESPONSE_BYTES = 4 << 20
 MAX_HEAD_BYTES = 64 << 10
@@ -93,8 +95,7 @@ async def get(host: str, port: int, path: str) -> Response:
     """GET ``path`` on a connection of its own. Raises OSError, ProbeFailed; the caller sets the time limit."""
     reader, writer = await asyncio.open_connection(host, port, limit=MAX_HEAD_BYTES)
     try:
-        name = f"[{host}]" if ":" in host else host
-        head = f"GET {path} HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: {host_port(host, port)}\r\nConnection: close\r\nAccept: */*\r\n\r\n"
         writer.write(head.encode("ascii"))
         await writer.drain()
         return await _response(reader)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dataplane.gateway.limits import check_interval_ms, number
 from dataplane.gateway.site import InvalidGateway
-from dataplane.names import HOST, LABEL, MODEL, SERVER, SHA256, checked, pin_key
+from dataplane.names import HOST, LABEL, MODEL, SERVER, SHA256, checked, host_port, pin_key
 from dataplane.pb import gateway_pb2, topology_pb2
 
 #: States in which a replica is a server: it takes requests, or still finishes some.
@@ -46,12 +46,12 @@ def address(host: str, port: int) -> tuple[str, bool]:
     checked(HOST, host, "host")
     number(port, 1, 65_535, "port")
     try:
-        numeric = ipaddress.ip_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
         if ":" in host or host.replace(".", "").isdigit():
             raise InvalidGateway(f"host {host!r} is not an IP address") from None
-        return f"{host}:{port}", False
-    return (f"[{host}]:{port}" if numeric.version == 6 else f"{host}:{port}"), True
+        return host_port(host, port), False
+    return host_port(host, port), True
 
 
 def backends(topology: topology_pb2.Topology, lost: Set[str]) -> tuple[Backend, ...]:

@@ -146,8 +146,9 @@ async def test_a_corrupt_topology_on_disk_is_ignored(state: StateDir) -> None:
 
 
 async def test_a_disk_that_takes_nothing_does_not_stop_the_router(state: StateDir) -> None:
-    world.topology_path(state).with_name("topology.pb.tmp").mkdir()  # the write fails, for root as well
-    with router(state):
+    with router(state) as process:
+        scratch = f".topology.pb.{process.pid}.tmp"
+        world.topology_path(state).with_name(scratch).mkdir()  # the write fails, for root as well
         async with serving(state, world.topology(1)), api(state) as stub:
             await until_number(stub, 1)
             await until(lambda: "cannot be kept on disk" in log_of(state), "the failure is told")
