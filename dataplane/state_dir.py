@@ -94,6 +94,11 @@ class StateDir:
         return self.run / "log.sock"
 
     @property
+    def reports_socket(self) -> Path:
+        """Datagrams: engines tell the router what they did. Mode 0600."""
+        return self.run / "reports.sock"
+
+    @property
     def haproxy_socket(self) -> Path:
         """HAProxy's Runtime API. Mode 0600."""
         return self.run / "haproxy.sock"

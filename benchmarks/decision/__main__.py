@@ -27,7 +27,8 @@ from pathlib import Path
 
 import xxhash
 
-from controlplane.routing.core import Completion, RoutingCore
+from controlplane.routing.core import RoutingCore
+from controlplane.routing.events import Completion
 from controlplane.routing.features import Request, parse, record
 from controlplane.routing.fleet import ModelInfo, PoolInfo, ReplicaInfo, Topology
 from controlplane.routing.policies.registry import POLICIES

@@ -9,15 +9,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from controlplane.admin import admission_metrics, precise_metrics, router_metrics, shadow_metrics
 from controlplane.admin.convert import state_word
+from controlplane.admin.router_metrics import MAX_LABEL_VALUES
 from controlplane.controller.process import Controller
 from controlplane.controller.reconciler import DURATIONS_S, Counts
 from dataplane.pb import admin_pb2, routing_pb2, topology_pb2
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-#: Values that one label may take; the rest is summed up as "other", so that no spec can make the answer endless.
-MAX_LABEL_VALUES = 1_000
-
 _STATES = [state_word(state) for state in topology_pb2.ReplicaState.values() if state]
 
 
@@ -133,6 +132,10 @@ def _router(status: routing_pb2.RouterStatusResponse | None) -> Iterable[Metric]
         in_flight[load.pool,] += load.in_flight
     family = GaugeMetricFamily("slipstream_router_in_flight", "Decided and not finished.", labels=("pool",))
     yield _filled(family, in_flight)
+    yield from router_metrics.families(status)
+    yield from precise_metrics.families(status)
+    yield from shadow_metrics.families(status)
+    yield from admission_metrics.families(status)
 
 
 def _filled(family: GaugeMetricFamily, counts: Counter[tuple[str, ...]]) -> GaugeMetricFamily:

@@ -38,6 +38,7 @@ def print_receipt(receipt: routing_pb2.Receipt) -> None:
         ("outcome", " ".join(x for x in (receipt.outcome, receipt.error_code, receipt.server) if x)),
         ("policy", f"{receipt.policy} (settings {receipt.policy_number}), topology {receipt.topology_number}"),
         ("reason", receipt.reason),
+        *((("waited", f"{receipt.waited_ms} ms in the queue"),) if receipt.waited_ms else ()),
     )
     for name, value in facts:
         output.console.print(f"{name:>12}  {value}", markup=False)

@@ -18,12 +18,15 @@ app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys. 
 def create(
     name: Annotated[str, typer.Argument(help="What the key is called.")],
     tenant: Annotated[str, typer.Option(help="Whose requests it marks. Default: the key's name.")] = "",
+    priority: Annotated[
+        str, typer.Option(help="Most urgent priority that its requests may ask for: high, normal or low.")
+    ] = "",
     as_json: JsonOption = False,
     state_dir: StateDirOption = None,
 ) -> None:
     """Create a key and show it, once."""
     with client.admin(state_of(state_dir)) as stub:
-        request = admin_pb2.CreateKeyRequest(name=name, tenant=tenant or name)
+        request = admin_pb2.CreateKeyRequest(name=name, tenant=tenant or name, priority=priority)
         answer = stub.CreateKey(request, timeout=client.CALL_TIMEOUT_S)
     if as_json:
         output.print_json(answer)
@@ -41,10 +44,17 @@ def list_keys(as_json: JsonOption = False, state_dir: StateDirOption = None) -> 
         output.print_json(answer.keys)
         return
     rows = [
-        (k.name, k.tenant, "spec" if k.from_spec else "command", _day(k.created_unix_ms), k.sha256[:12])
+        (
+            k.name,
+            k.tenant,
+            k.priority or "-",
+            "spec" if k.from_spec else "command",
+            _day(k.created_unix_ms),
+            k.sha256[:12],
+        )
         for k in answer.keys
     ]
-    output.table("API keys", ("Key", "Tenant", "From", "Created", "SHA-256"), rows)
+    output.table("API keys", ("Key", "Tenant", "Priority", "From", "Created", "SHA-256"), rows)
 
 
 @app.command()

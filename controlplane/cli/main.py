@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from controlplane import __version__
-from controlplane.cli import change, explain, keys, listing, output, processes, render
+from controlplane.cli import change, explain, keys, listing, output, processes, render, replay, shadow, simulate
 from controlplane.cli.client import CommandFailed
 from controlplane.cli.up import up
 from controlplane.errors import ControlplaneError
@@ -64,6 +64,9 @@ for _command in (
     processes.logs,
     render.render,
     render.schema,
+    simulate.simulate,
+    replay.replay,
+    shadow.shadow,
 ):
     app.command()(_command)
 app.add_typer(keys.app, name="key")

@@ -93,7 +93,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.CreateKeyRequest, context: Context
     ) -> admin_pb2.CreateKeyResponse:
         """See the service."""
-        key, secret = await self._changes.create_key(request.name, request.tenant)
+        key, secret = await self._changes.create_key(request.name, request.tenant, request.priority)
         return admin_pb2.CreateKeyResponse(key=key, secret=secret)
 
     async def ListKeys(  # noqa: N802

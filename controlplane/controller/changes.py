@@ -17,6 +17,7 @@ from controlplane.errors import InvalidRequest, InvalidSpec, NotFound
 from controlplane.planning.difference import Difference, spec_changes, unified
 from controlplane.planning.rehearsal import rehearse
 from controlplane.planning.world import Record
+from controlplane.routing.admission.settings import PRIORITIES
 from controlplane.spec import from_json, to_json, to_yaml
 from controlplane.spec.model import Cluster
 from controlplane.store.base import StoredKey
@@ -108,13 +109,15 @@ class Changes:
             target, "restart", "asked for by an operator", lambda r: replace(r, restart_requested=True)
         )
 
-    async def create_key(self, name: str, tenant: str) -> tuple[gateway_pb2.ApiKey, str]:
+    async def create_key(self, name: str, tenant: str, priority: str = "") -> tuple[gateway_pb2.ApiKey, str]:
         """Make an API key; return it with its secret, which is nowhere stored. Raises InvalidName, Conflict."""
         names.checked(names.LABEL, name, "key")
         names.checked(names.LABEL, tenant or name, "tenant")
+        if priority and priority not in PRIORITIES:
+            raise InvalidRequest(f"there is no priority {priority[:80]!r}; there are {', '.join(PRIORITIES)}")
         secret = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
         digest = hashlib.sha256(secret.encode()).hexdigest()
-        key = StoredKey(name, tenant or name, digest, time.time_ns() // 1_000_000)
+        key = StoredKey(name, tenant or name, digest, time.time_ns() // 1_000_000, priority)
         async with self._ledger.lock:
             if any(listed.name == name for listed in convert.api_keys(self._ledger.cluster, ())):
                 raise InvalidRequest(f"the spec declares a key with the name {name}")

@@ -51,6 +51,7 @@ def desired(cluster: Cluster) -> Desired:
                     nodes=tuple(pool.nodes),
                     external=isinstance(pool.engine, ExternalEngineSpec),
                     endpoints=endpoints,
+                    ports=1 if endpoints else spec_convert.ports(model),
                 )
             )
     nodes = tuple(NodeDesired(n.name, n.address, n.first_port, n.last_port) for n in cluster.nodes)
@@ -119,7 +120,14 @@ def replica(
         max_running=running,
         middleware=not record.external,
         max_connections=_max_connections(record, cluster),
+        kv_events_endpoint=_reached(wanted.kv_events.endpoint, record.host),
+        kv_replay_endpoint=_reached(wanted.kv_events.replay_endpoint, record.host),
     )
+
+
+def _reached(bound: str, host: str) -> str:
+    """Return how others connect to the endpoint that an engine on ``host`` binds."""
+    return bound.replace("*", f"[{host}]" if ":" in host else host, 1)
 
 
 def _max_connections(record: Record, cluster: Cluster | None) -> int:
@@ -171,6 +179,7 @@ def topology(
         cluster=cluster.cluster,
         models=models(cluster, records),
         replicas=sorted(replicas, key=lambda r: (r.pool, record_index(r.name))),
+        journal=spec_convert.journal(cluster),
     )
 
 
@@ -210,7 +219,13 @@ def api_keys(cluster: Cluster | None, keys: Iterable[StoredKey]) -> list[gateway
 
 def api_key(key: StoredKey) -> gateway_pb2.ApiKey:
     """Return a key made by command."""
-    return gateway_pb2.ApiKey(name=key.name, tenant=key.tenant, sha256=key.sha256, created_unix_ms=key.created_unix_ms)
+    return gateway_pb2.ApiKey(
+        name=key.name,
+        tenant=key.tenant,
+        sha256=key.sha256,
+        created_unix_ms=key.created_unix_ms,
+        priority=key.priority,
+    )
 
 
 def event(stored: StoredEvent) -> admin_pb2.Event:
@@ -244,6 +259,9 @@ def outline(cluster: Cluster) -> dict[str, dict[str, str]]:
             "policy": routing.policy,
             "parameters": " ".join(f"{key}={value:g}" for key, value in sorted(routing.parameters.items())),
             "session_keys": " ".join(routing.session_keys),
+            "precise": str(routing.precise).lower(),
+            "admission": "off" if routing.admission is None else routing.admission.model_dump_json(),
+            "tokenizer": spec_convert.tokenizer(model) if routing.precise else "",
             "adapters": " ".join(adapter.name for adapter in model.adapters),
         }
         for pool in model.pools:
@@ -257,7 +275,9 @@ def outline(cluster: Cluster) -> dict[str, dict[str, str]]:
                 "endpoints": " ".join(names.host_port(*endpoint) for endpoint in spec_convert.external_endpoints(pool)),
             }
     parts["gateway"] = _gateway_outline(cluster)
-    parts["keys"] = {key.name: f"tenant {key.tenant} {key.sha256[:8]}" for key in spec_convert.api_keys(cluster)}
+    parts["keys"] = {
+        key.name: f"tenant {key.tenant} {key.priority} {key.sha256[:8]}" for key in spec_convert.api_keys(cluster)
+    }
     return parts
 
 

@@ -41,7 +41,7 @@ def preview(cluster: Cluster, root: Path) -> Preview:
     topology.number = 1
     orders = {node.name: convert.orders(node.name, records, cluster, topology, ()) for node in cluster.nodes}
     gateway = next(made.gateway for made in orders.values() if made.HasField("gateway"))
-    site = EngineSite(python=sys.executable, engine_path=str(root / "engine-path"))
+    site = EngineSite(sys.executable, engine_path=str(root / "engine-path"), reports=str(state.reports_socket))
     engines = {record.replica: command(convert.launch_of(record), site) for record in records if not record.external}
     return Preview(_gateway_files(gateway, state, cluster), engines)
 

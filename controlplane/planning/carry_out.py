@@ -66,6 +66,7 @@ def _started(action: Start, desired: Desired, generation: int) -> Record:
         port=action.port,
         shape=pool.shape,
         external=pool.external,
+        ports=pool.ports,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a new replica goes: the node that holds the fewest of its pool, and a port that nothing leases."""
+"""Where a new replica goes: the node that holds the fewest of its pool, and ports in a row that nothing leases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Placement:
         self._desired = desired
         self._lost = lost
         self._drained = drained
-        self._held = [(r.pool, r.node, r.host, r.port) for r in records]
+        self._held = [(r.pool, r.node, r.host, r.port + offset) for r in records for offset in range(r.ports)]
 
     def place(self, pool: PoolDesired, index: int, reason: str) -> Start | Blocked:
         """Return the Start for replica ``index`` of ``pool``, or why there is no place for it."""
@@ -30,9 +30,9 @@ class Placement:
         ]
         ranked = sorted(nodes, key=lambda n: self._rank(pool.name, n))
         for node in ranked:
-            port = self._free_port(node)
+            port = self._free_port(node, pool.ports)
             if port is not None:
-                self._held.append((pool.name, node.name, node.address, port))
+                self._held += [(pool.name, node.name, node.address, port + offset) for offset in range(pool.ports)]
                 return Start(replica, reason, pool.name, index, node.name, node.address, port)
         why = "every port of its nodes is leased" if nodes else "no node may take it"
         return Blocked(f"replica/{replica}", "no_place", f"{replica} has no place: {why}")
@@ -46,6 +46,8 @@ class Placement:
         same_pool = sum(1 for held in self._held if held[0] == pool and held[1] == node.name)
         return node.name in self._lost, same_pool, sum(1 for held in self._held if held[1] == node.name)
 
-    def _free_port(self, node: NodeDesired) -> int | None:
+    def _free_port(self, node: NodeDesired, count: int) -> int | None:
+        """Return the first of ``count`` free ports in a row."""
         leased = {port for _, _, host, port in self._held if host == node.address}
-        return next((p for p in range(node.first_port, node.last_port + 1) if p not in leased), None)
+        firsts = range(node.first_port, node.last_port + 2 - count)
+        return next((p for p in firsts if leased.isdisjoint(range(p, p + count))), None)

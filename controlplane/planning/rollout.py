@@ -9,7 +9,14 @@ from controlplane.planning.clocks import BACKOFF_LAST_S
 from controlplane.planning.situation import DRAIN_SETTLE_S, UNRESPONSIVE_RESTART_S, Situation
 from controlplane.planning.world import Desired, DrainReason, Phase, PoolDesired
 
-_ROLLOUT = frozenset({DrainReason.SPEC_CHANGED, DrainReason.RESTART_REQUESTED, DrainReason.NODE_NOT_ALLOWED})
+_ROLLOUT = frozenset(
+    {
+        DrainReason.SPEC_CHANGED,
+        DrainReason.RESTART_REQUESTED,
+        DrainReason.NODE_NOT_ALLOWED,
+        DrainReason.PORTS_NEEDED,
+    }
+)
 
 
 class PoolRollout:
@@ -89,6 +96,8 @@ class PoolRollout:
     def _replacement(self, s: Situation, pool: PoolDesired) -> tuple[DrainReason | None, Action | None]:
         if s.misplaced(pool, self._desired):
             return DrainReason.NODE_NOT_ALLOWED, Stop(s.record.replica, DrainReason.NODE_NOT_ALLOWED)
+        if s.record.ports < pool.ports:  # the ports beside its own may be another's: it starts anew elsewhere
+            return DrainReason.PORTS_NEEDED, Stop(s.record.replica, DrainReason.PORTS_NEEDED)
         stale = s.stale_reason(pool)
         return (DrainReason(stale), Restart(s.record.replica, stale)) if stale else (None, None)
 

@@ -65,4 +65,5 @@ class Situation:
         node = desired.node(record.node)
         if node is None or (pool.nodes and node.name not in pool.nodes):
             return True
-        return record.host != node.address or not node.first_port <= record.port <= node.last_port
+        last = record.port + record.ports - 1
+        return record.host != node.address or not node.first_port <= record.port <= last <= node.last_port

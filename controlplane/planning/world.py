@@ -28,6 +28,7 @@ class DrainReason(StrEnum):
     POOL_REMOVED = "pool_removed"
     ENDPOINT_REMOVED = "endpoint_removed"
     SPEC_CHANGED = "spec_changed"
+    PORTS_NEEDED = "ports_needed"
     RESTART_REQUESTED = "restart_requested"
     NODE_NOT_ALLOWED = "node_not_allowed"
 
@@ -48,7 +49,8 @@ class PoolDesired:
 
     ``shape`` is a digest of everything an engine is started with but its replica, generation, host and port: another
     shape means that running replicas are out of date. ``nodes`` empty: any node. ``endpoints`` is for external pools
-    only: one (host, port) for each replica, and ``replicas`` is their count.
+    only: one (host, port) for each replica, and ``replicas`` is their count. ``ports`` is how many consecutive ports
+    each replica needs.
     """
 
     name: str
@@ -59,6 +61,7 @@ class PoolDesired:
     nodes: tuple[str, ...] = ()
     external: bool = False
     endpoints: tuple[tuple[str, int], ...] = ()
+    ports: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,9 @@ class Desired:
 class Record:
     """What the controller has decided of one replica and keeps over its own restarts.
 
-    A record leases its ``port`` on ``host`` from Start to Forget. ``launch`` is the serialised EngineLaunch that this
-    generation was started with; planning does not look into it. ``drain`` empty: not being drained by the controller.
-    ``drain_timeout_s`` bounds the drain that runs now, the operator's included.
+    A record leases ``ports`` ports from ``port`` on, on ``host``, from Start to Forget. ``launch`` is the serialised
+    EngineLaunch that this generation was started with; planning does not look into it. ``drain`` empty: not being
+    drained by the controller. ``drain_timeout_s`` bounds the drain that runs now, the operator's included.
     """
 
     replica: str
@@ -106,6 +109,7 @@ class Record:
     drain: str = ""
     drain_timeout_s: float = 0.0
     stopping: bool = False
+    ports: int = 1
 
     @property
     def draining(self) -> bool:

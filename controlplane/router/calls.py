@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from controlplane.routing.core import Completion
+from controlplane.routing.events import Completion
 
 #: About as long as a chat answer takes; below the core's ORPHAN_AGE_S, so that each ends here and only once.
 CALL_IN_FLIGHT_S = 25.0

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from controlplane.router import unix_sockets
-from controlplane.router.service import RoutingService
+from controlplane.router.service import MAX_RELAYS, RoutingService
 from controlplane.router.topology_watch import watch
 from dataplane.pb import routing_pb2
 from dataplane.pb.routing_pb2_grpc import add_RoutingServiceServicer_to_server
@@ -22,8 +22,8 @@ from dataplane.pb.routing_pb2_grpc import add_RoutingServiceServicer_to_server
 if TYPE_CHECKING:
     from controlplane.router.process import Router
 
-#: People and a page ask, not requests.
-MAX_CONCURRENT_CALLS = 256
+#: People and a page ask, not requests; each node agent of another machine has a stream for its reports.
+MAX_CONCURRENT_CALLS = 256 + MAX_RELAYS
 #: Calls end within milliseconds; watchers are cut.
 STOP_GRACE_S = 0.2
 
@@ -33,7 +33,17 @@ SERVICE = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
 async def serve(router: Router) -> None:
     """Serve RoutingService, health and reflection on the router's socket and follow the controller, until cancelled."""
     server = grpc.aio.server(maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
-    service = RoutingService(router.core, router.installed, router.counters, router.clock, router.read_log)
+    service = RoutingService(
+        router.core,
+        router.installed,
+        router.counters,
+        router.clock,
+        router.read_log,
+        router.reports,
+        router.telemetry,
+        router.decisions.waiting,
+        router.precise,
+    )
     add_RoutingServiceServicer_to_server(service, server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

@@ -27,13 +27,21 @@ import uvloop
 from controlplane.router import unix_sockets
 from controlplane.router.counters import Counters
 from controlplane.router.decisions import Decisions
+from controlplane.router.journal import JournalledCore
+from controlplane.router.journal_run import FOLDER_NAME as JOURNAL_FOLDER
+from controlplane.router.journal_run import Journals
 from controlplane.router.log_feed import LogFeed, lengthen_queue
+from controlplane.router.precise.loading import PreciseModels
 from controlplane.router.reconciliation import Reconciliation
+from controlplane.router.report_feed import ReportFeed
+from controlplane.router.reports import Reports
 from controlplane.router.server import SpopServer
+from controlplane.router.telemetry import EngineTelemetry
 from controlplane.router.topology import InstalledTopology
 from controlplane.router.topology_file import FILE_NAME
 from controlplane.routing import fleet
 from controlplane.routing.core import RoutingCore
+from dataplane.gateway.waits import slice_s
 from dataplane.state_dir import StateDir, default_root
 
 _log = logging.getLogger(__name__)
@@ -66,32 +74,47 @@ class Router:
         self.long_log_queue = long_log_queue
         self.controller = controller
         self.counters = Counters()
-        self.core = RoutingCore()
+        self.journals = Journals(state.router / JOURNAL_FOLDER)
+        self.core: RoutingCore = JournalledCore(follow=self.journals.follow)
         self.clock = time.time
         self.read_log: Callable[[], None] = _nothing
         self.decisions = Decisions(self.core, self.clock, self.counters)
+        self.precise = PreciseModels(self.decisions, state)
+        self.reports = Reports(self.core, self.clock)
+        self.telemetry = EngineTelemetry(self.core.observed, self.core.cache_cleared, self.core.loads, self.clock)
         self.installed = InstalledTopology(state.router / FILE_NAME, self._install, self.counters)
 
     def _install(self, topology: fleet.Topology) -> None:
         self.core.install(topology, self.clock())
+        self.reports.servers = {replica.server.encode() for replica in topology.replicas}
+        self.telemetry.take(topology.replicas)
         self.decisions.topology_changed()
+        self.precise.install(topology)
+        self.decisions.waiting.slice_s = slice_s(longest_timeout_s(topology))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``. Raises OSError when a socket cannot be made."""
         self.installed.load()
         async with AsyncExitStack() as ending:
+            ending.push_async_callback(self.precise.close)
+            ending.callback(self.journals.close)
             log_socket = self._bind(ending, self.state.log_socket, socket.SOCK_DGRAM)
-            log_feed = LogFeed(log_socket, self.core.finished, self.clock, self.counters)
+            report_socket = self._bind(ending, self.state.reports_socket, socket.SOCK_DGRAM)
+            report_feed = ReportFeed(report_socket, self.reports.datagram, self.counters)
+            log_feed = LogFeed(log_socket, report_feed.before(self.core.finished), self.clock, self.counters)
             self.read_log = log_feed.drain
             server = SpopServer(self.decisions.answer, log_feed.catch_up, self.counters)
             await server.start(self._bind(ending, self.state.spop_socket, socket.SOCK_STREAM))
             ending.push_async_callback(server.stop)
+            ending.callback(self.decisions.waiting.stop)
             log_feed.start(self.long_log_queue)
             ending.callback(log_feed.stop)
+            report_feed.start(self.long_log_queue)
+            ending.callback(report_feed.stop)
             _log.info("serving, topology %d", self.installed.number)
             reconciliation = Reconciliation(self.state, self.core.reconcile, self.clock, self.counters)
-            for task in (asyncio.create_task(reconciliation.run()), asyncio.create_task(self._serve_grpc())):
-                ending.push_async_callback(_cancelled, task)
+            for work in (reconciliation.run(), self.telemetry.run(), self._serve_grpc()):
+                ending.push_async_callback(_cancelled, asyncio.create_task(work))
             await stop.wait()
             await self.installed.saved()
 
@@ -112,6 +135,12 @@ class Router:
             except Exception:
                 _log.exception("gRPC is not served; again in %.0f s", GRPC_RETRY_S)
             await asyncio.sleep(GRPC_RETRY_S)
+
+
+def longest_timeout_s(topology: fleet.Topology) -> float:
+    """Return the longest time that any request may wait, as HAProxy's configuration knows it; 0: none waits."""
+    admissions = [model.admission for model in topology.models if model.admission is not None]
+    return max((timeout_s for one in admissions for timeout_s in one.timeouts_s), default=0.0)
 
 
 def _nothing() -> None:

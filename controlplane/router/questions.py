@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from controlplane.router.spop.errors import ProtocolError
-from controlplane.router.spop.frames import Message, Notify, Scope, SetVar, encode_action
+from controlplane.router.spop.frames import Message, Notify, Scope, SetVar, UnsetVar, encode_action
 from controlplane.router.spop.values import Kind, Typed, decode_string, decode_typed, encode_varint
+from controlplane.routing.admission.settings import DEFAULT_PRIORITY, priority_of
 
 _ID = rb"(?:[\x00-\xef]|[\xf0-\xff][\x80-\xff]{0,7}[\x00-\x7f])"
 #: An unfragmented NOTIFY up to the request id of fewer than 240 bytes.
@@ -63,10 +64,11 @@ class Question(NamedTuple):
     record: bytes
     tenant: bytes
     body: bytes | None  # None: a `route` message
+    priority: int
 
 
 class Whole(NamedTuple):
-    """One `whole` message; ``body`` is a view of the frame when it is long."""
+    """One `whole` message; ``body`` is a view of what was received when it is long, and good until the next read."""
 
     ids: bytes
     request_id: bytes
@@ -77,15 +79,23 @@ class Whole(NamedTuple):
     body: bytes | memoryview
 
 
+class Wait(NamedTuple):
+    """One `wait` message: the request is still there."""
+
+    ids: bytes
+    request_id: bytes
+
+
 class Options(NamedTuple):
-    """What only some requests have: a model and session headers (name, value), and a form's content type."""
+    """What only some requests have: a model and session headers (name, value), a form's content type, a priority."""
 
     model: bytes
     headers: tuple[tuple[bytes, bytes], ...]
     content_type: bytes
+    priority: int
 
 
-_NO_OPTIONS = Options(b"", (), b"")
+_NO_OPTIONS = Options(b"", (), b"", DEFAULT_PRIORITY)
 #: Arguments as they came, their number in front -> what they say.
 _options_kept: dict[bytes, Options] = {}
 
@@ -130,7 +140,7 @@ def read_route(data: bytes, start: int, stop: int) -> Question | None:
             return None
     except IndexError:
         return None
-    return _new(Question, (head[1], request_id, record, tenant, None)) if at == stop else None
+    return _new(Question, (head[1], request_id, record, tenant, None, DEFAULT_PRIORITY)) if at == stop else None
 
 
 def read_question(data: bytes | bytearray, start: int, stop: int) -> Question | Whole | None:
@@ -139,7 +149,7 @@ def read_question(data: bytes | bytearray, start: int, stop: int) -> Question | 
     if head is None:
         if isinstance(data, bytes):
             return read_route(data, start, stop)
-        return read_route(bytes(data[start:stop]), 0, stop - start)
+        return read_route(bytes(memoryview(data)[start:stop]), 0, stop - start)
     ids, count, id_size, request_id, kind, tenant_size, tenant, size = head.groups()
     if len(request_id) != id_size[0] or (tenant is not None and len(tenant) != tenant_size[0]):
         return None
@@ -158,7 +168,9 @@ def read_question(data: bytes | bytearray, start: int, stop: int) -> Question | 
     if not begin or number >= _MAX_SIZE:
         return None
     length = stop - begin
-    text = bytes(data[begin:stop]) if length < _COPIED else memoryview(data)[begin:stop]
+    text: bytes | memoryview = memoryview(data)[begin:stop]
+    if length < _COPIED:
+        text = bytes(text)
     return _new(Whole, (ids, request_id, kind[0], tenant or b"", number, options, text))
 
 
@@ -214,10 +226,14 @@ def _options(arguments: Iterable[tuple[bytes, Typed]]) -> Options:
         return _NO_OPTIONS
     named = dict(texts)
     headers = tuple((name[len(_HEADER) :], text) for name, text in texts if name.startswith(_HEADER))
-    return Options(named.get(b"model", b""), headers, named.get(b"type", b""))
+    return Options(named.get(b"model", b""), headers, named.get(b"type", b""), _priority(named))
 
 
-def read_notify(notify: Notify) -> tuple[bytes, Question | Whole | None]:
+def _priority(texts: Mapping[bytes, bytes | None]) -> int:
+    return priority_of(texts.get(b"priority") or b"", texts.get(b"allowed") or b"")
+
+
+def read_notify(notify: Notify) -> tuple[bytes, Question | Whole | Wait | None]:
     """Return the ids to repeat, and the question; None when the frame holds none of ours or it lacks an argument."""
     ids = encode_varint(notify.stream_id) + encode_varint(notify.frame_id)
     for message in notify.messages:
@@ -225,6 +241,9 @@ def read_notify(notify: Notify) -> tuple[bytes, Question | Whole | None]:
             return ids, _whole(ids, message)
         if message.name in (b"route", b"full"):
             return ids, _question(ids, message)
+        if message.name == b"wait":
+            request_id = _text(dict(message.arguments).get(b"id", _NULL))
+            return ids, Wait(ids, request_id) if request_id else None
     return ids, None
 
 
@@ -234,7 +253,7 @@ def _question(ids: bytes, message: Message) -> Question | None:
     if not request_id or record is None:
         return None
     body = (texts.get(b"body") or b"") if message.name == b"full" else None
-    return Question(ids, request_id, record, texts.get(b"tenant") or b"", body)
+    return Question(ids, request_id, record, texts.get(b"tenant") or b"", body, _priority(texts))
 
 
 def _whole(ids: bytes, message: Message) -> Whole | None:
@@ -262,6 +281,10 @@ def variables(**values: bytes) -> bytes:
     return b"".join(
         encode_action(SetVar(Scope.TRANSACTION, name.encode(), Typed.string(value))) for name, value in values.items()
     )
+
+
+#: Payload that ends a wait: HAProxy asks no more.
+NO_LONGER = encode_action(UnsetVar(Scope.TRANSACTION, b"later"))
 
 
 def answer(ids: bytes, payload: bytes) -> bytes:

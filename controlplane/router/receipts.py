@@ -29,6 +29,7 @@ def message(receipt: Receipt) -> pb.Receipt:
         prompt_bytes=receipt.prompt_bytes,
         prefix_blocks=receipt.prefix_blocks,
         reason=receipt.reason,
+        waited_ms=receipt.waited_ms,
     )
     # A decision for a gRPC caller is ended by its age (calls.py), with no termination state: nobody knows how it went.
     if receipt.completion is not None and receipt.completion.termination:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import cast
 
 from controlplane.router.counters import Counters
-from controlplane.router.questions import Question, Whole, answer, read_notify, read_question
+from controlplane.router.deferred import Deferred
+from controlplane.router.questions import Question, Wait, Whole, answer, read_notify, read_question
 from controlplane.router.spop.connection import AgentConnection, State
 from controlplane.router.spop.errors import ProtocolError, Status
 from controlplane.router.spop.frames import Notify
@@ -24,9 +25,9 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 4096
 #: Connections that the kernel holds until they are accepted.
 BACKLOG = 1024
-#: Some 100 short questions with their bodies: the longest that one connection keeps all others waiting is some 2 ms.
-#: Larger reads save few calls and leave the processor's caches.
-RECEIVE_BYTES = 64 * 1024
+#: One question with the longest body that comes raw (131,072 bytes), which is then read where it arrived, or some 400
+#: short ones: the longest that one connection keeps all others waiting is some 7 ms.
+RECEIVE_BYTES = 144 * 1024
 #: Answers that a peer does not read; beyond them nothing more is read from it.
 MAX_UNSENT_BYTES = 64 * 1024
 #: Seconds within which a connection must have said HELLO, and a frame that has begun must go on.
@@ -34,8 +35,8 @@ STALL_S = 10.0
 #: Turns of the loop in which aborted connections are let go of; one or two do.
 CLOSING_TURNS = 100
 
-#: Returns the payload that answers a question; never raises.
-Decide = Callable[[Question | Whole], bytes]
+#: Returns the payload that answers a question, or what answers it later; never raises.
+Decide = Callable[[Question | Whole | Wait], bytes | Deferred]
 
 
 class SpopProtocol(asyncio.BufferedProtocol):
@@ -46,6 +47,7 @@ class SpopProtocol(asyncio.BufferedProtocol):
         self._connection: AgentConnection[Question | Whole] = AgentConnection(read_question)
         self._transport: asyncio.Transport | None = None
         self._stalled_at = -1
+        self.deferred: set[Deferred] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register, or refuse when there are too many."""
@@ -58,6 +60,13 @@ class SpopProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection; HAProxy has already given up on what it had asked."""
         self._server.connections.discard(self)
+        while self.deferred:
+            self.deferred.pop().lost()
+
+    def send_answer(self, ids: bytes, payload: bytes) -> None:
+        """Write the ACK of one message whose answer was deferred."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer(ids, payload))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all connections share."""
@@ -70,12 +79,12 @@ class SpopProtocol(asyncio.BufferedProtocol):
             return
         connection = self._connection
         try:
-            events = connection.receive(self._server.buffer[:nbytes])
+            events = connection.receive(self._server.received, nbytes)
         except ProtocolError as error:
             self._server.reject(error)
             events = []
         if events:
-            transport.write(self._server.answer(events))
+            transport.write(self._server.answer(events, self))
         if connection.has_data_to_send:
             transport.write(connection.data_to_send())
             if connection.state is State.CLOSED:
@@ -118,7 +127,8 @@ class SpopServer:
 
     def __init__(self, decide: Decide, before: Callable[[], None], counters: Counters) -> None:
         self.connections: set[SpopProtocol] = set()
-        self.buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self.received = bytearray(RECEIVE_BYTES)
+        self.buffer = memoryview(self.received)
         self._decide = decide
         self._before = before
         self._counters = counters
@@ -158,18 +168,23 @@ class SpopServer:
         if self._counters.protocol_errors.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a flood stays readable
             _log.warning("protocol error no. %d: %s", self._counters.protocol_errors, error.message)
 
-    def answer(self, events: list[Notify | Question | Whole]) -> bytes:
-        """Return the ACK frames for all these questions."""
+    def answer(self, events: list[Notify | Question | Whole], connection: SpopProtocol) -> bytes:
+        """Return the ACK frames for all these questions but those that are answered later."""
         self._before()
         decide = self._decide
         frames = []
         for event in events:
             if isinstance(event, Notify):
                 ids, question = read_notify(event)
-                frames.append(answer(ids, b"" if question is None else decide(question)))
+                payload = b"" if question is None else decide(question)
             else:
-                frames.append(answer(event[0], decide(event)))
-        return b"".join(frames) if len(frames) > 1 else frames[0]
+                ids = event[0]
+                payload = decide(event)
+            if isinstance(payload, Deferred):
+                payload.bind(connection, ids)
+            else:
+                frames.append(answer(ids, payload))
+        return b"".join(frames)
 
     def _reap(self) -> None:
         self._counters.connections_reaped += sum(connection.reap() for connection in tuple(self.connections))

@@ -12,10 +12,15 @@ import grpc
 import grpc.aio
 
 from controlplane.errors import ControlplaneError, InvalidRequest, NotFound
-from controlplane.router import receipts
+from controlplane.router import receipts, status
 from controlplane.router.calls import Calls
 from controlplane.router.counters import Counters
+from controlplane.router.precise.loading import PreciseModels
+from controlplane.router.reports import Reports
+from controlplane.router.telemetry import EngineTelemetry
 from controlplane.router.topology import InstalledTopology
+from controlplane.router.waiting import Waiting
+from controlplane.routing.admission.settings import DEFAULT_PRIORITY, PRIORITY_NUMBERS
 from controlplane.routing.core import RoutingCore
 from controlplane.routing.features import from_parts
 from controlplane.routing.load import Decision
@@ -28,6 +33,8 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 MAX_TENANT_BYTES = 255
 #: A page, a terminal and a few spares.
 MAX_WATCHERS = 16
+#: Node agents of other machines, each with one stream.
+MAX_RELAYS = 4_096
 WATCH_INTERVAL_S = 0.1
 DEFAULT_RECEIPTS_PER_S = 100
 #: Unpacking takes some 10 us each: a watcher never holds the decisions up for more than 5 ms.
@@ -47,6 +54,10 @@ class RoutingService(RoutingServiceServicer):
         counters: Counters,
         clock: Callable[[], float],
         read_log: Callable[[], None],
+        reports: Reports,
+        telemetry: EngineTelemetry,
+        waiting: Waiting,
+        precise: PreciseModels,
     ) -> None:
         """``read_log`` takes the log lines that wait, so that answers tell of requests that have just ended."""
         self._core = core
@@ -55,6 +66,11 @@ class RoutingService(RoutingServiceServicer):
         self._clock = clock
         self._read_log = read_log
         self._calls = Calls(lambda completion: core.finished(completion, clock()))
+        self._reports = reports
+        self._telemetry = telemetry
+        self._waiting = waiting
+        self._precise = precise
+        self._relays = 0
         self._watchers = 0
 
     async def Route(  # noqa: N802 - gRPC's name
@@ -62,7 +78,7 @@ class RoutingService(RoutingServiceServicer):
     ) -> pb.RouteResponse:
         """Decide for a caller that speaks to the replica itself."""
         try:
-            return self._route(request)
+            return await self._route(request)
         except ControlplaneError as error:
             return await _abort(context, error)
 
@@ -98,31 +114,34 @@ class RoutingService(RoutingServiceServicer):
     ) -> pb.RouterStatusResponse:
         """Return counts since the start and the load of every replica."""
         self._read_log()
-        known = self._core.counters()
-        return pb.RouterStatusResponse(
-            topology_number=self._installed.number,
-            topology_from_disk=self._installed.from_disk,
-            topology_age_s=self._installed.age_s,
-            decisions=known.decisions,
-            errors=self._counters.errors,
-            log_lines=self._counters.log_lines,
-            log_lines_unmatched=known.unmatched + self._counters.log_lines_malformed,
-            protocol_errors=self._counters.protocol_errors,
-            receipts=known.receipts,
-            replicas=[
-                pb.ReplicaLoad(
-                    server=load.server,
-                    pool=load.pool,
-                    in_flight=load.in_flight,
-                    decisions=load.decisions,
-                    first_byte_ms=load.first_byte_ms,
-                )
-                for load in self._core.loads()
-            ],
-            decisions_by_reason=known.decisions_by_reason,
+        message = status.message(
+            self._core, self._installed, self._counters, self._reports, self._telemetry, self._clock()
         )
+        precise = self._precise.status()
+        if precise is not None:
+            message.precise.CopyFrom(precise)
+        return message
 
-    def _route(self, request: pb.RouteRequest) -> pb.RouteResponse:
+    async def Report(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.ReportRequest],
+        context: grpc.aio.ServicerContext[pb.ReportRequest, pb.ReportResponse],
+    ) -> pb.ReportResponse:
+        """Take what a node agent relays of its engines until it ends the stream."""
+        if self._relays >= MAX_RELAYS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {MAX_RELAYS} relays already")
+        self._relays += 1
+        reports = self._reports
+        taken, ignored = reports.taken.total(), reports.ignored.total()
+        try:
+            async for request in request_iterator:
+                for datagram in request.datagrams:
+                    reports.datagram(datagram)
+        finally:
+            self._relays -= 1
+        return pb.ReportResponse(taken=reports.taken.total() - taken, ignored=reports.ignored.total() - ignored)
+
+    async def _route(self, request: pb.RouteRequest) -> pb.RouteResponse:
         request_id = request.request_id or f"grpc-{secrets.token_hex(16)}"
         if REQUEST_ID.fullmatch(request_id) is None:
             raise InvalidRequest("request_id has 1 to 128 printable characters and no space")
@@ -137,7 +156,21 @@ class RoutingService(RoutingServiceServicer):
             body_bytes=request.body_bytes,
             prefix_hashes=request.prefix_hashes,
         )
-        decision = self._core.decide(request_id.encode(), features, self._clock())
+        priority = PRIORITY_NUMBERS.get(request.priority.encode(), DEFAULT_PRIORITY)
+        whole = request.body if len(request.body) >= features.body_bytes else b""
+        prompt = (
+            await self._precise.prompt(features.model, features.kind, features.tenant, whole)
+            if features.plain
+            else None
+        )
+        held = None if prompt is None else prompt.held
+        decision = self._core.decide(request_id.encode(), features, self._clock(), held, priority)
+        if prompt is not None and decision.server:
+            prompt.sent(decision.server)
+        if decision.outcome == "wait":
+            decision = await self._waiting.decision(request_id.encode())
+            if decision.outcome == "failed":
+                raise RuntimeError("the decision failed; the router's log says where")
         if decision.outcome == "go":
             self._calls.begin(request_id.encode(), decision.server)
         return _response(request_id, decision)
@@ -168,6 +201,7 @@ def _response(request_id: str, decision: Decision) -> pb.RouteResponse:
         server=decision.server_name,
         address=decision.address,
         error_code=decision.error,
+        retry_after_s=decision.retry_after_s,
         error_message="" if error is None else error.message,
     )
 

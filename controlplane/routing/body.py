@@ -29,8 +29,10 @@ MAX_PREFIX_HASHES = 4_096
 SESSION_KEYS = ("user", "prompt_cache_key")
 
 _prompt = re.compile(rb'"(?:messages|prompt|input)"').search
-_hash = xxhash.xxh64_intdigest
-_ONE_HASH = struct.Struct("<Q").pack
+_hash = xxhash.xxh3_64_intdigest
+_BLOCKS = tuple(slice(at, at + BLOCK_BYTES) for at in range(0, HASHED_BYTES, BLOCK_BYTES))
+#: By number of hashes.
+_packed = tuple(struct.Struct(f"<{count}Q").pack for count in range(len(_BLOCKS) + 1))
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -42,21 +44,16 @@ _NOTHING = msgspec.Raw(b"null")
 
 
 def block_hashes(data: bytes | memoryview, start: int = 0) -> bytes:
-    """Return the chained xxh64 of each 4,096-byte block from ``start`` to the 131,072nd byte.
+    """Return the xxh3 of each 4,096-byte block from ``start`` to the 131,072nd byte.
 
     8 bytes each, as docs/contracts.md defines it.
     """
     end = min(len(data), HASHED_BYTES)
     if end - start <= BLOCK_BYTES:
-        return _ONE_HASH(_hash(data[start:end])) if end > start else b""
-    view = memoryview(data)
-    seed = 0
-    out = []
-    for at in range(start, end, BLOCK_BYTES):
-        value = _hash(view[at : min(at + BLOCK_BYTES, end)], seed)
-        seed = value & 0x7FFFFFFF
-        out.append(value)
-    return struct.pack(f"<{len(out)}Q", *out)
+        return _packed[1](_hash(data[start:end])) if end > start else b""
+    view = memoryview(data)[start:end]
+    count = -(-len(view) // BLOCK_BYTES)
+    return _packed[count](*[_hash(view[block]) for block in _BLOCKS[:count]])
 
 
 def prompt_start(body: bytes | memoryview) -> int:

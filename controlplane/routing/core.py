@@ -1,53 +1,34 @@
-"""The routing core: a topology, requests and completions in; decisions and receipts out."""
+"""The routing core: a topology, requests and events in; decisions and receipts out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple, TypeAlias
 
+from controlplane.routing.admission.counts import Shed
+from controlplane.routing.admission.gate import Asked, Depth, Gate
+from controlplane.routing.admission.settings import DEFAULT_PRIORITY
+from controlplane.routing.admission.waiter import Waiter
+from controlplane.routing.events import CacheCleared, Completion, EngineReport, FirstByte, Telemetry
 from controlplane.routing.fleet import Topology
+from controlplane.routing.flight import Flight
+from controlplane.routing.in_flight import InFlight
 from controlplane.routing.install import Installation, install
-from controlplane.routing.load import NOT_HEARD, Decision, Replica
-from controlplane.routing.policies.base import Reason, ScoreKind
+from controlplane.routing.load import BLOCK_BYTES, NOT_HEARD, Decision, Replica
+from controlplane.routing.policies.base import Choice, Reason, ScoreKind
+from controlplane.routing.policies.cost import GENERATING_KINDS
 from controlplane.routing.policies.session import Session
 from controlplane.routing.receipt import Batch, Receipt
 from controlplane.routing.receipts import DEFAULT_CAPACITY, Receipts
 from controlplane.routing.record import ASK_FOR_BODY, Request
-from controlplane.routing.view import View
+from controlplane.routing.shadow import Shadow
+from controlplane.routing.view import View, whole_prompt_bytes
 from dataplane.errors import EDGE_ERRORS
-
-#: Requests in flight that are remembered; each takes about 350 bytes. HAProxy's own connections end before.
-MAX_IN_FLIGHT = 131_072
-#: Entries that leave at once when there are more: taking them one by one would search the table each time.
-OVERFLOW_BATCH = 1_024
-#: Seconds after which an entry whose server has fewer streams than entries is taken to have lost its log line.
-ORPHAN_AGE_S = 30.0
-#: Weight of the newest first-byte time in the smoothed one.
-FIRST_BYTE_WEIGHT = 0.2
-
-Octets: TypeAlias = bytes
-#: A request in flight: replica, decided at, receipt number, and the view and the chain that its policy remembers.
-_Entry: TypeAlias = tuple[Replica, float, int, View | None, bytes]
-
-
-class Completion(NamedTuple):
-    """How a request ended, as HAProxy's log tells it. Times in ms; ``first_byte_ms`` is -1 when none came."""
-
-    request_id: Octets
-    server: Octets
-    status: int
-    first_byte_ms: int
-    total_ms: int
-    bytes: int
-    termination: Octets
-    retries: int
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One replica's load; ``first_byte_ms`` is -1 when none was heard."""
+    """One replica's load; ``first_byte_ms``, ``kv_use`` and ``telemetry_age_s`` are -1 when nothing was heard."""
 
     server: str
     name: str
@@ -57,6 +38,14 @@ class Load:
     in_flight: int
     decisions: int
     first_byte_ms: float
+    waiting: int = 0
+    queued_tokens: int = 0
+    context_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
+    decode_factor: float = 1.0
+    trust: float = 1.0
+    kv_use: float = NOT_HEARD
+    telemetry_age_s: float = NOT_HEARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +62,18 @@ class Counters:
     in_flight: int
     receipts: int
     decisions_by_reason: dict[str, int]
+    reports: int = 0
+    events_ignored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CachePrediction:
+    """Prompt tokens predicted to be cached, and found cached by the engine, of the requests it reported on."""
+
+    model: str
+    adapter: str
+    predicted_tokens: int
+    reported_tokens: int
 
 
 class RoutingCore:
@@ -89,15 +90,19 @@ class RoutingCore:
         self._installed = Installation(seed)
         self._views: dict[bytes, View] = self._installed.views
         self._number = 0
-        #: By request id, oldest first.
-        self._in_flight: dict[bytes, _Entry] = {}
+        self._in_flight = InFlight(self._installed, self._receipts)
         #: name -> session keys in order, for each model and adapter that is routed by session.
         self.session_keys: dict[bytes, tuple[bytes, ...]] = {}
         self._reasons = [0] * len(Reason)
-        self._completions = 0
-        self._unmatched = 0
-        self._orphans = 0
         self._errors = 0
+        self._wait = Decision("wait")
+        #: By Retry-After, of which there are MAX_RETRY_AFTER_S.
+        self._sheds: dict[int, Decision] = {}
+        self._gate = Gate(self)
+        self._waiters = self._gate.where
+        #: What the policy that was asked last chose; and the shadow policies, by model. They change no decision.
+        self.choice: Choice | None = None
+        self.shadows: dict[str, Shadow] = {}
 
     def install(self, topology: Topology, now_s: float) -> None:
         """Take a topology. Servers that stay keep their state; those that are gone lose it. Raises UnknownPolicy."""
@@ -107,17 +112,101 @@ class RoutingCore:
         self.session_keys = {
             name: view.session_keys for name, view in self._views.items() if isinstance(view.policy, Session)
         }
+        self._gate.install(((model.name, model.admission) for model in topology.models), self._views, now_s)
 
-    def decide(self, request_id: bytes, request: Request, now_s: float) -> Decision:
-        """Choose, count the request as in flight, and keep a receipt."""
+    def decide(
+        self,
+        request_id: bytes,
+        request: Request,
+        now_s: float,
+        held: Mapping[bytes, int] | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Decision:
+        """Choose, count the request as in flight, and keep a receipt.
+
+        ``held`` are the prompt's cached tokens by server, when they are known exactly; else they are predicted.
+        ``wait``: the model is saturated; ``release`` tells of this request later, unless it is told to ``leave``.
+        """
         view = self._views.get(request.model)
         if view is None or not request.plain or not view.order.replicas:
-            return self._decide_unusual(request_id, request, view, now_s)
+            return self._decide_unusual(request_id, request, view, now_s, priority)
+        if view.queue is not None:
+            return self._gate.enter(request_id, request, view, held, priority, now_s)
+        if held is None:
+            view.held = None
+        else:
+            by_wire = self._installed.by_wire
+            view.held = {by_wire[server]: tokens for server, tokens in held.items() if server in by_wire}
         return self._go(request_id, request, view, now_s)
 
-    def _go(self, request_id: bytes, request: Request, view: View, now_s: float) -> Decision:
+    def release(self, now_s: float) -> list[tuple[bytes, Decision]]:
+        """Return the waiting requests whose time has come: room was made for them, or their deadline passed."""
+        return self._gate.release(now_s)
+
+    def leave(self, request_id: bytes, now_s: float) -> bool:
+        """Forget a waiting request whose client is gone; False when it does not wait."""
+        return self._gate.leave(request_id, now_s)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._gate)
+
+    @property
+    def may_release(self) -> bool:
+        """Whether ``release`` may have something to tell, now or later."""
+        return self._gate.pending
+
+    def admissions(self) -> tuple[Depth, ...]:
+        """Return the queues of every model that has admission, by priority."""
+        return self._gate.depths()
+
+    def try_to_go(self, waiter: Waiter[Asked], view: View, now_s: float, target_s: float) -> Decision:
+        """See the gate's Core."""
+        held = waiter.payload.held
+        by_wire = self._installed.by_wire
+        view.held = None
+        if held is not None:
+            view.held = {by_wire[server]: tokens for server, tokens in held.items() if server in by_wire}
+        decision = self._go(waiter.request_id, waiter.payload.request, view, now_s, target_s)
+        if decision is not self._wait and now_s > waiter.arrived_s:
+            self._receipts.waited(self._receipts.last, now_s - waiter.arrived_s)
+        return decision
+
+    def refused(
+        self, waiter: Waiter[Asked], view: View | None, shed: Shed, retry_after_s: int, now_s: float
+    ) -> Decision:
+        """See the gate's Core."""
+        decision = self._sheds.get(retry_after_s)
+        if decision is None:
+            decision = self._sheds[retry_after_s] = Decision("shed", retry_after_s=retry_after_s)
+        reason = Reason[f"SHED_{shed.name}"]
+        label = view.label if view is not None else 0
+        request = waiter.payload.request
+        number = self._receipts.refuse(waiter.request_id, request, now_s, self._number, label, decision, reason)
+        self._receipts.waited(number, now_s - waiter.arrived_s)
+        self._reasons[reason] += 1
+        return decision
+
+    def without_replica(self, waiter: Waiter[Asked], view: View | None, now_s: float) -> Decision:
+        """See the gate's Core."""
+        code = "no_replica_available" if view is not None else "model_not_found"
+        decision = self._refuse(waiter.request_id, waiter.payload.request, view, code, now_s)
+        self._receipts.waited(self._receipts.last, now_s - waiter.arrived_s)
+        return decision
+
+    def _go(self, request_id: bytes, request: Request, view: View, now_s: float, target_s: float = 0.0) -> Decision:
+        """Choose and count; ``wait`` and no trace when ``target_s`` is not 0 and the model is saturated for this."""
+        self._in_flight.settle(now_s)
         policy = view.policy
-        candidates, scores, held, reason, over = policy.choose(view, request)
+        view.known = None
+        view.predicted = -1
+        candidates, scores, held, reason, over, terms = choice = self.choice = policy.choose(view, request, now_s)
+        if target_s and self._saturated(view, request, candidates[0], held, target_s):
+            view.known = view.held = None
+            return self._wait
+        if self.shadows and (shadow := self.shadows.get(view.model)) is not None:
+            shadow.watch(view, request, choice, now_s)
         replica = candidates[0]
         resident = 0
         if view.adapter:
@@ -139,25 +228,44 @@ class RoutingCore:
             reason,
             over,
             resident,
+            terms,
         )
-        prefixes = view.prefixes
-        chain = prefixes.hold(view, replica) if prefixes is not None else b""
+        flight = Flight(replica, now_s, number, view)
+        flight.prompt_bytes = prompt_bytes = whole_prompt_bytes(request)
+        flight.prompt_tokens = prompt = view.tokens(prompt_bytes)
+        flight.context_tokens = prompt
+        if request.kind in GENERATING_KINDS:
+            flight.context_tokens += view.expected_output(request.max_tokens)
+        cached = view.predicted
+        if cached < 0 and held is not None:
+            cached = min(int(held[0] * BLOCK_BYTES / view.bytes_per_token), prompt)
+        flight.predicted_cached = cached
+        cached = max(cached, 0)
+        flight.queued_tokens = prompt - cached
+        flight.queued_work = replica.rates.work(prompt - cached, cached)
+        flight.kv_tokens = flight.context_tokens - cached
+        if view.keeps_prefixes:
+            flight.chain = view.hold(replica)
         self._reasons[reason] += 1
-        return self._begin(request_id, (replica, now_s, number, view, chain))
+        return self._in_flight.begin(request_id, flight)
 
-    def _begin(self, request_id: bytes, entry: _Entry) -> Decision:
-        table = self._in_flight
-        if request_id in table:
-            table.pop(request_id)[0].end()  # asked again: only the newest answer counts
-        table[request_id] = entry
-        replica = entry[0]
-        if len(table) > MAX_IN_FLIGHT:
-            self._overflow()
-        replica.begin()
-        replica.decisions += 1
-        return replica.decision
+    @staticmethod
+    def _saturated(view: View, request: Request, replica: Replica, held: Sequence[int] | None, target_s: float) -> bool:
+        """Return whether the first byte would come later than the target, and something waits there already.
 
-    def _decide_unusual(self, request_id: bytes, request: Request, view: View | None, now_s: float) -> Decision:
+        Where nothing waits for prefill, waiting here would make nothing faster: that one goes, however long it takes.
+        """
+        if not replica.waiting:
+            return False
+        prompt = view.tokens(whole_prompt_bytes(request))
+        cached = view.predicted
+        if cached < 0:
+            cached = min(int(held[0] * BLOCK_BYTES / view.bytes_per_token), prompt) if held is not None else 0
+        return replica.wait_s(replica.rates.work(prompt - cached, cached)) > target_s
+
+    def _decide_unusual(
+        self, request_id: bytes, request: Request, view: View | None, now_s: float, priority: int
+    ) -> Decision:
         """Everything but a plain request for a model that has replicas."""
         error = request.error
         if error and error != ASK_FOR_BODY:
@@ -176,6 +284,8 @@ class RoutingCore:
             return self._refuse(request_id, request, None, code, now_s)
         if not view.order.replicas:
             return self._refuse(request_id, request, view, "no_replica_available", now_s)
+        if view.queue is not None:
+            return self._gate.enter(request_id, request, view, None, priority, now_s)
         return self._go(request_id, request, view, now_s)
 
     def _decide_pinned(self, request_id: bytes, request: Request, now_s: float) -> Decision:
@@ -195,9 +305,10 @@ class RoutingCore:
             Reason.PINNED.value,
             0,
             0,
+            None,
         )
         self._reasons[Reason.PINNED] += 1
-        return self._begin(request_id, (replica, now_s, number, None, b""))
+        return self._in_flight.begin(request_id, Flight(replica, now_s, number, None))
 
     def _refuse(self, request_id: bytes, request: Request, view: View | None, code: str, now_s: float) -> Decision:
         decision = self._ask if code == ASK_FOR_BODY else self._refusals[code]
@@ -210,91 +321,31 @@ class RoutingCore:
             self._errors += 1
         return decision
 
+    def first_byte(self, heard: FirstByte, now_s: float) -> bool:
+        """Take a middleware's word that a request's prefill is over; False when it concerns nothing known."""
+        return self._in_flight.first_byte(heard, now_s)
+
     def finished(self, completion: Completion, now_s: float) -> bool:
-        """Take one log line: the request is in flight no more, exactly once.
+        """Take one log line: the request is in flight no more; False when it was not."""
+        if self._waiters and self._gate.leave(completion.request_id, now_s):
+            return False  # HAProxy gave up the wait: the client left, or it balanced by itself
+        return self._in_flight.finished(completion, now_s)
 
-        Returns False for an id that is not in flight, which is only counted.
-        """
-        request_id, server, status, first_byte_ms, total_ms, sent, termination, retries = completion
-        entry = self._in_flight.pop(request_id, None)
-        if entry is None:
-            self._finished_unknown(server)
-            return False
-        self._completions += 1
-        replica, _, number, view, chain = entry
-        serial = replica.serial
-        if server != replica.server:  # redispatched: what is learned is of the one that answered
-            answered = self._installed.by_wire.get(server)
-            if answered is None:
-                serial = 0
-            else:
-                serial = answered.serial
-                if 200 <= status < 300 and first_byte_ms >= 0:
-                    _learn(answered, first_byte_ms, now_s)
-                    answered.sign()
-                    if chain and view is not None and view.prefixes is not None:
-                        view.prefixes.move(view, chain, replica, answered)
-        elif 200 <= status < 300 and first_byte_ms >= 0:
-            _learn(replica, first_byte_ms, now_s)
-        replica.end()
-        self._receipts.complete(number, serial, status, first_byte_ms, total_ms, sent, termination, retries)
-        return True
+    def reported(self, report: EngineReport, now_s: float) -> bool:
+        """Take an engine's account of one request; False when it concerns nothing known or is impossible."""
+        return self._in_flight.reported(report, now_s)
 
-    def _finished_unknown(self, server: bytes) -> None:
-        self._unmatched += 1
-        replica = self._installed.by_wire.get(server)
-        if replica is not None and replica.base:
-            replica.base -= 1
-            replica.end()
+    def observed(self, telemetry: Telemetry, now_s: float) -> bool:
+        """Take an engine's gauges; False when it is not known or they are impossible."""
+        return self._in_flight.observed(telemetry, now_s)
+
+    def cache_cleared(self, cleared: CacheCleared, now_s: float) -> bool:
+        """Forget what a replica is taken to cache; False when it is not known."""
+        return self._in_flight.cache_cleared(cleared)
 
     def reconcile(self, streams: Mapping[str, int], now_s: float) -> None:
-        """Compare with HAProxy's own count of streams for each server (absent: 0).
-
-        Entries older than ORPHAN_AGE_S go, oldest first, where there are more than streams: their log lines were
-        lost. Streams beyond the entries (this router started late, or HAProxy balanced by itself) become the
-        server's ``base``: at once the first time, later only as far as two counts in a row show them, because a
-        count is older than the entries.
-        """
-        surplus = self._surplus(streams)
-        if surplus:
-            self._drop_orphans(surplus, now_s - ORPHAN_AGE_S)
-        for replica in self._installed.by_server.values():
-            own = replica.in_flight - replica.base
-            excess = max(0, streams.get(replica.info.server, 0) - own)
-            before = replica.excess
-            replica.excess = excess
-            base = excess if before is None else min(excess, before)
-            while replica.base < base:
-                replica.base += 1
-                replica.begin()
-            while replica.base > base:
-                replica.base -= 1
-                replica.end()
-
-    def _surplus(self, streams: Mapping[str, int]) -> dict[Replica, int]:
-        surplus: dict[Replica, int] = {}
-        for replica in {entry[0] for entry in self._in_flight.values()}:
-            more = replica.in_flight - replica.base - streams.get(replica.info.server, 0)
-            if more > 0:
-                surplus[replica] = more
-        return surplus
-
-    def _drop_orphans(self, surplus: dict[Replica, int], before_s: float) -> None:
-        dropped = []
-        for request_id, (replica, decided_s, *_) in self._in_flight.items():
-            if decided_s > before_s:
-                break  # the table is in the order of decisions
-            if surplus.get(replica, 0) > 0:
-                surplus[replica] -= 1
-                dropped.append(request_id)
-        for request_id in dropped:
-            self._in_flight.pop(request_id)[0].end()
-        self._orphans += len(dropped)
-
-    def _overflow(self) -> None:
-        for request_id in list(islice(self._in_flight, OVERFLOW_BATCH)):
-            self._in_flight.pop(request_id)[0].end()
-            self._orphans += 1
+        """Compare with HAProxy's own count of streams for each server (absent: 0)."""
+        self._in_flight.reconcile(streams, now_s)
 
     def receipt(self, request_id: bytes) -> Receipt | None:
         """Return the newest receipt of a request, or None when it is gone or never was."""
@@ -304,20 +355,15 @@ class RoutingCore:
         """Return the newest ``limit`` receipts after a number, oldest first, and how many were left out."""
         return self._receipts.after(number, limit, model)
 
-    def loads(self) -> tuple[Load, ...]:
-        """Return every replica's load, in the topology's order."""
+    def loads(self, now_s: float = 0.0) -> tuple[Load, ...]:
+        """Return every replica's load at a time, in the topology's order."""
+        return tuple(_load(replica, now_s) for replica in self._installed.by_server.values())
+
+    def cache_predictions(self) -> tuple[CachePrediction, ...]:
+        """Return how good predictions of cached tokens were, for each model and adapter."""
         return tuple(
-            Load(
-                server=replica.info.server,
-                name=replica.info.name,
-                model=replica.info.model,
-                pool=replica.info.pool,
-                state=replica.info.state,
-                in_flight=replica.in_flight,
-                decisions=replica.decisions,
-                first_byte_ms=replica.first_byte_ms,
-            )
-            for replica in self._installed.by_server.values()
+            CachePrediction(view.model, view.adapter, view.predicted_cached_tokens, view.reported_cached_tokens)
+            for view in self._views.values()
         )
 
     def counters(self) -> Counters:
@@ -328,22 +374,36 @@ class RoutingCore:
             decisions=sum(self._reasons) - asked,
             bodies_asked=asked,
             errors=self._errors,
-            completions=self._completions,
-            unmatched=self._unmatched,
-            orphans=self._orphans,
+            completions=self._in_flight.completions,
+            unmatched=self._in_flight.unmatched,
+            orphans=self._in_flight.orphans,
             in_flight=len(self._in_flight),
             receipts=self._receipts.last,
             decisions_by_reason={
                 reason.name.lower(): count for reason, count in zip(Reason, self._reasons, strict=True) if count
             },
+            reports=self._in_flight.reports,
+            events_ignored=self._in_flight.ignored,
         )
 
 
-def _learn(replica: Replica, first_byte_ms: int, now_s: float) -> None:
-    """Smooth the first-byte time; the caller packs the signals again."""
-    known = replica.first_byte_ms
-    if known == NOT_HEARD:
-        replica.first_byte_ms = float(first_byte_ms)
-    else:
-        replica.first_byte_ms = known + FIRST_BYTE_WEIGHT * (first_byte_ms - known)
-    replica.first_byte_at_s = now_s
+def _load(replica: Replica, now_s: float) -> Load:
+    telemetry = replica.telemetry
+    return Load(
+        server=replica.info.server,
+        name=replica.info.name,
+        model=replica.info.model,
+        pool=replica.info.pool,
+        state=replica.info.state,
+        in_flight=replica.in_flight,
+        decisions=replica.decisions,
+        first_byte_ms=replica.first_byte_ms,
+        waiting=replica.waiting,
+        queued_tokens=replica.queued_tokens,
+        context_tokens=replica.context_tokens,
+        prefill_tokens_per_s=replica.rates.prefill_tokens_per_s,
+        decode_factor=replica.rates.decode_factor,
+        trust=replica.trust,
+        kv_use=NOT_HEARD if telemetry is None else telemetry.kv_use,
+        telemetry_age_s=NOT_HEARD if telemetry is None else max(0.0, now_s - replica.telemetry_at_s),
+    )

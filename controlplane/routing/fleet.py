@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from controlplane.routing.admission.settings import Settings
+
 READY = "ready"
 DRAINING = "draining"
 MIXED = "mixed"
@@ -32,6 +34,8 @@ class ReplicaInfo:
     kv_block_tokens: int = 0
     max_running: int = 0
     pin: str = ""
+    kv_events_endpoint: str = ""
+    kv_replay_endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +55,25 @@ class PoolInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a client names, and how its requests are routed. Empty ``session_keys`` accept every session key."""
+    """What a client names, and how its requests are routed.
+
+    Empty ``session_keys`` accept every session key. ``isolated`` tenants never share cached prompts. ``precise``:
+    prompts are matched, as tokens, with the engines' KV events; ``tokenizer`` is the tokenizer's folder, empty for the
+    simulated engine's; a prompt that is not matched within ``deadline_s`` is routed by its text. ``admission`` is how
+    requests wait while the model is saturated; None: none does.
+    """
 
     name: str
     adapters: tuple[AdapterInfo, ...] = ()
     pools: tuple[PoolInfo, ...] = ()
-    policy: str = "least_loaded"
+    policy: str = "cost"
     parameters: Mapping[str, float] = field(default_factory=dict)
     session_keys: tuple[str, ...] = ()
+    isolated: bool = False
+    precise: bool = False
+    tokenizer: str = ""
+    deadline_s: float = 0.04
+    admission: Settings | None = None
 
 
 @dataclass(frozen=True, slots=True)

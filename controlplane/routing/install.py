@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from controlplane.routing.fleet import DECODE, DRAINING, MIXED, READY, ModelInfo, ReplicaInfo, Topology
-from controlplane.routing.load import LoadOrder, Replica
+from controlplane.routing.load import DEFAULT_HINTS, LoadOrder, Replica
 from controlplane.routing.policies.base import Policy
-from controlplane.routing.policies.prefix import Prefix
+from controlplane.routing.policies.cost import Cost
 from controlplane.routing.policies.registry import DEFAULT_POLICY, checked, make
 from controlplane.routing.prefix_index import clear, release_all, share_nodes
 from controlplane.routing.receipt import Label, Words
@@ -124,6 +124,10 @@ def _install_model(
     order.fill(members)
     policy_name, number, policy = _policy(installed, model)
     policy.refresh(members, [replica.info.name for replica in seated])
+    hints = policy.hints if isinstance(policy, Cost) else DEFAULT_HINTS
+    for replica in replicas:
+        replica.rates.hint(hints)
+        replica.sign()
     for adapter in ("", *(adapter.name for adapter in model.adapters)):
         key = (adapter or model.name).encode()
         view = installed.views.get(key)
@@ -131,9 +135,10 @@ def _install_model(
             view = View(model.name, adapter, order, policy)
         view.order = order
         view.policy = policy
-        view.prefixes = policy if isinstance(policy, Prefix) else None
-        if view.prefixes is None:
+        view.keeps_prefixes = policy.reads_prefixes
+        if not view.keeps_prefixes or view.isolated != model.isolated:
             clear(view.root)
+        view.isolated = model.isolated
         view.session_keys = tuple(name.encode() for name in model.session_keys)
         view.label = words.label(
             Label(
@@ -143,6 +148,7 @@ def _install_model(
                 policy_number=number,
                 score_kind=policy.score_kind,
                 reads_prefixes=policy.reads_prefixes,
+                terms=policy.terms,
                 rejected=tuple(sorted((+rejected).items())),
                 eligible=len(members),
             )

@@ -1,4 +1,4 @@
-"""Which replica is taken to cache which prompts: a radix tree over chained block hashes.
+"""Which replica is taken to cache which prompts: a radix tree over the hashes of their blocks.
 
 A node is a run of blocks, kept as the feature record's own bytes, so that a prompt is compared with memcmp and not
 block by block. The invariant: **whoever holds a node holds all nodes above it**, because an engine that caches a
@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from controlplane.routing.load import Replica
 
-#: (node, replica) pairs held in all: 0.5 KB each at worst (prompts of one block), 130 MB.
-MAX_HOLDINGS = 262_144
+#: (node, replica) pairs held in all: 0.5 KB each at worst (prompts of one block), 520 MB.
+MAX_HOLDINGS = 1_048_576
 #: A replica may always hold this many nodes, however many replicas there are.
 MIN_NODES_PER_REPLICA = 16
 #: Holders that a decision weighs; the least loaded replica always has a place beside them.
@@ -111,8 +111,11 @@ def _common(run: bytes, hashes: bytes, at: int) -> int:
     return low * HASH_BYTES
 
 
-def hold(root: Node, replica: Replica, hashes: bytes, known: Match) -> None:
-    """Note that ``replica`` is about to cache this chain; ``known`` is its fresh match. Evicts what no longer fits."""
+def hold(root: Node, replica: Replica, hashes: bytes, known: Match, prompt_bytes: int = 0) -> None:
+    """Note that ``replica`` is about to cache this chain; ``known`` is its fresh match. Evicts what no longer fits.
+
+    The leaf remembers ``prompt_bytes``, the length of the whole prompt behind the chain.
+    """
     limit = replica.cache_blocks * HASH_BYTES
     if len(hashes) > limit:
         hashes = hashes[:limit]
@@ -130,10 +133,8 @@ def hold(root: Node, replica: Replica, hashes: bytes, known: Match) -> None:
         leaf = _extend(root, leaf, replica, hashes[at:])
     if not leaf.holders[replica]:
         leaves = replica.leaves
-        if leaf in leaves:
-            leaves.move_to_end(leaf)
-        else:
-            leaves[leaf] = None
+        leaves[leaf] = prompt_bytes
+        leaves.move_to_end(leaf)
     if replica.held_blocks > replica.cache_blocks or replica.held_nodes > replica.cache_nodes:
         _evict(replica)
 
@@ -242,5 +243,5 @@ def _drop(leaf: Node, replica: Replica) -> None:
         parent.holders[replica] -= 1
         if not parent.holders[replica]:
             # Its child was the oldest, so nothing in it is younger.
-            replica.leaves[parent] = None
+            replica.leaves[parent] = 0
             replica.leaves.move_to_end(parent, last=False)

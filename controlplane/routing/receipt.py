@@ -73,6 +73,7 @@ class Receipt:
     prefix_blocks: int
     reason: str
     completion: Completed | None
+    waited_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Label:
     policy_number: int = 0
     score_kind: ScoreKind = ScoreKind.WRITTEN
     reads_prefixes: bool = False
+    terms: tuple[str, ...] = ()
     rejected: tuple[tuple[str, int], ...] = ()
     eligible: int = 0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
-from controlplane.routing.load import CANDIDATES, SIGNALS, Decision, Replica
-from controlplane.routing.policies.base import Reason, ScoreKind
+from controlplane.routing.load import CANDIDATES, SIGNALS, Decision, Replica, centiseconds
+from controlplane.routing.policies.base import MAX_TERMS, Reason, ScoreKind
 from controlplane.routing.receipt import NO_WORD, Batch, Candidate, Completed, Label, Receipt, Signal, Words
 from controlplane.routing.record import KINDS, Request
 
@@ -16,24 +16,30 @@ __all__ = ["Batch", "Candidate", "Completed", "Label", "Receipt", "Receipts", "S
 DEFAULT_CAPACITY = 100_000
 MAX_BYTES = 64_000_000
 #: Bytes of a request id that are kept; HAProxy's unique ids have fewer than 64.
-MAX_ID_BYTES = 128
+MAX_ID_BYTES = 88
 
 #: decided at (s), topology number, prompt bytes, label, winner, prefix blocks, left out over a load bound, kind,
 #: outcome, error, reason, candidates, how scores are written, which candidates have the adapter resident, signals,
-#: scores, prefix blocks held, whether the completion follows.
-RECORD = Struct("<dQIIIHHBBBBBBB160s32s16sB")
+#: scores, prefix blocks held, terms of the scores, milliseconds in the queue before, whether the completion follows.
+RECORD = Struct("<dQIIIHHBBBBBBB320s32s16s64sIB")
 #: Whether it came, serial of the server that answered, status, first byte and total (ms), bytes, termination, retries.
 COMPLETION = Struct("<BIHiqQ4sH")
 COMPLETION_AT = RECORD.size - 1
+WAITED = Struct("<I")
+WAITED_AT = COMPLETION_AT - WAITED.size
 RECORD_BYTES = COMPLETION_AT + COMPLETION.size
 #: A refused request has no candidates: the model's name, as the client wrote it, stands in their place.
-MODEL_BYTES_KEPT = 160
+MODEL_BYTES_KEPT = 256
 
 _SCORES = tuple(Struct(f"<{count}f") for count in range(CANDIDATES + 1))
+#: Half precision: three digits of a term are enough to read.
+_TERMS = tuple(Struct(f"<{count}e") for count in range(CANDIDATES * MAX_TERMS + 1))
+_MAX_TERM = 65_504.0
 _HELD = tuple(Struct(f"<{count}H") for count in range(CANDIDATES + 1))
 OUTCOMES = ("go", "more", "error", "shed")
 OUTCOME_NUMBERS = {name: number for number, name in enumerate(OUTCOMES)}
 _U16 = 0xFFFF
+_U32 = 0xFFFFFFFF
 _I32 = 0x7FFFFFFF
 _I64 = 0x7FFFFFFFFFFFFFFF
 
@@ -67,6 +73,7 @@ class Receipts:
         reason: int,
         over: int,
         resident: int,
+        terms: Sequence[float] | None,
     ) -> int:
         """Keep the receipt of a request that goes to the first of ``candidates`` (at most 8); return its number."""
         self.last = number = self.last + 1
@@ -93,18 +100,28 @@ class Receipts:
             b"".join([replica.signals for replica in candidates]),
             b"" if scores is None else _SCORES[count].pack(*scores),
             b"" if held is None else _HELD[count].pack(*held),
+            b"" if terms is None else _terms(terms),
+            0,
             0,
         )
         return number
 
     def refuse(
-        self, request_id: bytes, request: Request, now_s: float, topology_number: int, label: int, decision: Decision
+        self,
+        request_id: bytes,
+        request: Request,
+        now_s: float,
+        topology_number: int,
+        label: int,
+        decision: Decision,
+        reason: Reason = Reason.REFUSED,
     ) -> int:
         """Keep the receipt of a request that goes nowhere; return its number."""
         self.last = number = self.last + 1
         slot = number % self._capacity
         self._ids[slot] = request_id[:MAX_ID_BYTES]
-        reason = Reason.BODY_NEEDED if decision.outcome == "more" else Reason.REFUSED
+        if decision.outcome == "more":
+            reason = Reason.BODY_NEEDED
         RECORD.pack_into(
             self._slab,
             slot * RECORD_BYTES,
@@ -125,9 +142,16 @@ class Receipts:
             request.model[:MODEL_BYTES_KEPT],
             b"",
             b"",
+            b"",
+            0,
             0,
         )
         return number
+
+    def waited(self, number: int, waited_s: float) -> None:
+        """Add how long the request of the newest receipts had waited."""
+        waited_ms = min(max(int(waited_s * 1000.0), 0), _U32)
+        WAITED.pack_into(self._slab, number % self._capacity * RECORD_BYTES + WAITED_AT, waited_ms)
 
     def complete(
         self,
@@ -207,11 +231,13 @@ class Receipts:
             signals,
             scores,
             held,
+            terms,
+            waited_ms,
             completed,
         ) = RECORD.unpack_from(self._slab, slot * RECORD_BYTES)
         label = self.words.label_of(label_number)
         server, pool = self.words.server_of(winner)
-        places = self._candidates(label, decided_s, count, score_kind, resident, signals, scores, held)
+        places = self._candidates(label, decided_s, count, score_kind, resident, signals, scores, held, terms)
         candidates = tuple(sorted(places, key=lambda candidate: candidate.score))  # stable: the winner stays first
         rejected = dict(label.rejected)
         if over:
@@ -240,6 +266,7 @@ class Receipts:
             prefix_blocks=prefix_blocks,
             reason=Reason(reason).name.lower(),
             completion=self._completion(slot) if completed else None,
+            waited_ms=waited_ms,
         )
 
     def _candidates(
@@ -252,18 +279,42 @@ class Receipts:
         signals: bytes,
         scores: bytes,
         held: bytes,
+        terms: bytes,
     ) -> Iterator[Candidate]:
         written = _SCORES[count].unpack_from(scores)
         blocks = _HELD[count].unpack_from(held)
         for place in range(count):
-            serial, in_flight, first_byte_ms, heard_s = SIGNALS.unpack_from(signals, place * SIGNALS.size)
-            known = [Signal("in_flight", in_flight)]
+            (
+                serial,
+                in_flight,
+                waiting,
+                queued_tokens,
+                context_tokens,
+                prefill_speed,
+                first_byte_ms,
+                kv_use,
+                first_byte_at,
+                kv_use_at,
+            ) = SIGNALS.unpack_from(signals, place * SIGNALS.size)
+            known = [
+                Signal("in_flight", in_flight),
+                Signal("waiting", waiting),
+                Signal("queued_tokens", queued_tokens),
+                Signal("context_tokens", context_tokens),
+                Signal("prefill_tokens_per_s", round(prefill_speed, 1)),
+            ]
             if label.reads_prefixes:
                 known.append(Signal("prefix_blocks_hit", blocks[place]))
             if first_byte_ms >= 0:
-                known.append(Signal("first_byte_ms", first_byte_ms, max(0.0, (decided_s - heard_s) * 1000.0)))
+                known.append(Signal("first_byte_ms", first_byte_ms, _age_ms(decided_s, first_byte_at)))
+            if kv_use >= 0:
+                known.append(Signal("kv_use", round(kv_use, 4), _age_ms(decided_s, kv_use_at)))
             if label.adapter:
                 known.append(Signal("adapter_resident", float(resident >> place & 1)))
+            if label.terms:
+                size = 2 * len(label.terms)
+                values = _TERMS[len(label.terms)].unpack_from(terms, place * size)
+                known += [Signal(name, value) for name, value in zip(label.terms, values, strict=True)]
             score = written[place]
             if score_kind != ScoreKind.WRITTEN:
                 score = float(in_flight if score_kind == ScoreKind.IN_FLIGHT else place)
@@ -282,3 +333,16 @@ class Receipts:
             termination=termination.rstrip(b"\0").decode(errors="replace"),
             retries=retries,
         )
+
+
+def _age_ms(decided_s: float, heard_at: int) -> float:
+    """Return the age of a signal in ms, from its time in hundredths of a second; one of after the decision is new."""
+    age = (centiseconds(decided_s) - heard_at) & _U32
+    return age * 10.0 if age < 1 << 31 else 0.0
+
+
+def _terms(terms: Sequence[float]) -> bytes:
+    try:
+        return _TERMS[len(terms)].pack(*terms)
+    except OverflowError:
+        return _TERMS[len(terms)].pack(*(min(term, _MAX_TERM) for term in terms))

@@ -234,7 +234,7 @@ def _ends(body: Octets) -> bytes:
         found = _named_last(tail, at)
         if found is None:
             found = _named(tail, at)
-            if found is None or _ESCAPED in tail[at:] or _depth_change(tail[at:]) != -1:
+            if found is None or _escaped(tail[at:]) or _depth_change(tail[at:]) != -1:
                 return b""
         return found[1]
     head = bytes(body[:END_BYTES])
@@ -244,9 +244,14 @@ def _ends(body: Octets) -> bytes:
         found = _named(head, at) if at > 0 else None
         if found is None or not _stands_for_a_name(head, at) or _depth_change(head[:at]) != 1:
             return b""
-    if _ESCAPED in head or _ESCAPED in tail or head.find(_MODEL, found.end(1)) >= 0:
+    if _escaped(head) or _escaped(tail) or head.find(_MODEL, found.end(1)) >= 0:
         return b""
     return found[1]
+
+
+def _escaped(text: bytes) -> bool:
+    """Return whether a letter of "model" may be escaped; one byte is found many times as fast as several."""
+    return b"\\" in text and _ESCAPED in text
 
 
 def _stands_for_a_name(text: bytes, at: int) -> bool:

@@ -6,12 +6,15 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from controlplane.routing.errors import UnknownPolicy
 from controlplane.routing.policies import registry
 from controlplane.spec import fields, outline, room
 from controlplane.spec.outline import Place, Pool, Violation, entries, text
 
 #: Violations of one kind that are looked for: nobody reads more, and a guess for each one costs milliseconds.
 MAX_VIOLATIONS = 100
+#: Policies that know caches only by the prompts' text.
+TEXT_POLICIES = frozenset({"prefix", "cache_aware", "prefix_tree"})
 
 
 def violations(spec: dict[str, Any]) -> list[Violation]:
@@ -26,6 +29,9 @@ def violations(spec: dict[str, Any]) -> list[Violation]:
         _adapters_without_path(spec),
         _miscounted_endpoints(spec),
         _unknown_parameters(spec),
+        _unknown_shadows(spec),
+        _imprecise(spec),
+        _isolated_outside(spec),
         room.violations(spec, pools, nodes),
     )
     return [violation for kind in found for violation in itertools.islice(kind, MAX_VIOLATIONS)]
@@ -91,7 +97,7 @@ def _unknown_parameters(spec: dict[str, Any]) -> Iterator[Violation]:
     for model_place, model in entries(spec, "models"):
         routing = model.get("routing")
         given = routing.get("parameters") if isinstance(routing, dict) else None
-        policy = registry.POLICIES.get(text(routing, "policy", "prefix")) if isinstance(routing, dict) else None
+        policy = registry.POLICIES.get(text(routing, "policy", "cost")) if isinstance(routing, dict) else None
         if policy is None or not isinstance(given, dict):
             continue
         for name, value in given.items():
@@ -104,6 +110,44 @@ def _unknown_parameters(spec: dict[str, Any]) -> Iterator[Violation]:
                 yield Violation(place, f"must be {parameter.minimum:g} to {parameter.maximum:g}")
 
 
+def _unknown_shadows(spec: dict[str, Any]) -> Iterator[Violation]:
+    for model_place, model in entries(spec, "models"):
+        routing = model.get("routing")
+        shadow = routing.get("shadow") if isinstance(routing, dict) else None
+        if not isinstance(shadow, dict):
+            continue
+        place = (*model_place, "routing", "shadow")
+        given = shadow.get("parameters")
+        try:
+            registry.checked(text(shadow, "policy"), given if isinstance(given, dict) else {})
+        except UnknownPolicy as error:
+            yield Violation(place, str(error))
+
+
+def _imprecise(spec: dict[str, Any]) -> Iterator[Violation]:
+    """Yield what a precise model may not have."""
+    for place, model in entries(spec, "models"):
+        if not outline.is_precise(model):
+            continue
+        flag = (*place, "routing", "precise")
+        policy = registry.POLICIES.get(text(model["routing"], "policy", registry.DEFAULT_POLICY))
+        if policy is not None and (not policy.reads_prefixes or policy.name in TEXT_POLICIES):
+            yield Violation(flag, f"changes nothing: {policy.name} does not look at what replicas cache")
+        pools = list(entries(model, "pools", place))
+        engines = [(inner, engine) for inner, pool in pools if isinstance(engine := pool.get("engine"), dict)]
+        if any(engine.get("kind") == "external" for _, engine in engines):
+            yield Violation(flag, "needs engines that Slipstream starts: an external one does not publish")
+        weights = [text(engine, "model") for _, engine in engines if engine.get("kind") == "vllm"]
+        if weights and not text(model["routing"], "tokenizer") and not any(path.startswith("/") for path in weights):
+            yield Violation((*place, "routing", "tokenizer"), "missing: the folder that has the model's tokenizer.json")
+        for inner, engine in engines:
+            for at, arg in outline.listed(engine, "args", (*inner, "engine")):
+                if isinstance(arg, str) and arg.replace("_", "-").startswith("--kv-events"):
+                    yield Violation(at, "is set by routing.precise")
+            if text(engine, "kv_events_endpoint"):
+                yield Violation((*inner, "engine", "kv_events_endpoint"), "is set by routing.precise")
+
+
 def _miscounted_endpoints(spec: dict[str, Any]) -> Iterator[Violation]:
     for model_place, model in entries(spec, "models"):
         for place, pool in entries(model, "pools", model_place):
@@ -112,3 +156,14 @@ def _miscounted_endpoints(spec: dict[str, Any]) -> Iterator[Violation]:
             if isinstance(endpoints, list | tuple) and isinstance(replicas, int) and replicas != len(endpoints):
                 message = f"is {replicas}, but there are {len(endpoints)} endpoints: leave it out"
                 yield Violation((*place, "replicas"), message)
+
+
+def _isolated_outside(spec: dict[str, Any]) -> Iterator[Violation]:
+    for model_place, model in entries(spec, "models"):
+        if model.get("isolate_cache") is not True:
+            continue
+        for place, pool in entries(model, "pools", model_place):
+            engine = pool.get("engine")
+            if isinstance(engine, dict) and engine.get("kind") == "external":
+                message = "is external, but isolate_cache needs the middleware, which only our own engines run"
+                yield Violation((*place, "engine"), message)

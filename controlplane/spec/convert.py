@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from controlplane.routing.admission.settings import PRIORITIES
 from controlplane.spec import fields
 from controlplane.spec.engines import ExternalEngineSpec, SimulatedEngineSpec, VllmEngineSpec
-from controlplane.spec.model import Cluster, ModelSpec, PoolSpec
-from controlplane.spec.room import GPU_VARIABLE
+from controlplane.spec.model import Cluster, ModelSpec, PoolSpec, RoutingSpec
+from controlplane.spec.room import GPU_VARIABLE, PRECISE_PORTS
 from dataplane import names
 from dataplane.pb import engine_pb2, gateway_pb2, topology_pb2
 
 #: The one gateway of a cluster.
 GATEWAY = "gateway"
+#: Part of the gateway's decision timeout that a prompt's tokens may take; the rest is for the way there and back.
+DEADLINE_SHARE = 0.8
+#: Addresses that no other machine reaches.
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _ROLES = {
     "mixed": topology_pb2.ROLE_MIXED,
@@ -36,10 +41,11 @@ def kind(pool: PoolSpec) -> topology_pb2.EngineKind.ValueType:
 
 def models(cluster: Cluster) -> list[topology_pb2.Model]:
     """Return the models with their adapters, pools and routing, in the order of the spec."""
-    return [_model(model) for model in cluster.models]
+    deadline_ms = DEADLINE_SHARE * cluster.gateway.decision_timeout_ms
+    return [_model(model, deadline_ms) for model in cluster.models]
 
 
-def _model(model: ModelSpec) -> topology_pb2.Model:
+def _model(model: ModelSpec, deadline_ms: float) -> topology_pb2.Model:
     return topology_pb2.Model(
         name=model.name,
         adapters=_adapters(model),
@@ -48,8 +54,72 @@ def _model(model: ModelSpec) -> topology_pb2.Model:
             policy=model.routing.policy,
             parameters=model.routing.parameters,
             session_keys=model.routing.session_keys,
+            precise=model.routing.precise,
+            tokenizer=tokenizer(model) if model.routing.precise else "",
+            precise_deadline_ms=deadline_ms if model.routing.precise else 0.0,
+            shadow=_shadow(model.routing),
+            admission=_admission(model.routing),
         ),
+        isolate_cache=model.isolate_cache,
     )
+
+
+def _shadow(routing: RoutingSpec) -> topology_pb2.Shadow | None:
+    shadow = routing.shadow
+    if shadow is None:
+        return None
+    return topology_pb2.Shadow(policy=shadow.policy, parameters=shadow.parameters, share=shadow.share)
+
+
+def _admission(routing: RoutingSpec) -> topology_pb2.Admission | None:
+    spec = routing.admission
+    if spec is None:
+        return None
+    return topology_pb2.Admission(
+        ttft_target_s=spec.ttft_target_s,
+        max_requests=spec.max_requests,
+        max_tokens=spec.max_tokens,
+        tenant_requests=spec.tenant_requests,
+        tenant_tokens=spec.tenant_tokens,
+        timeouts_s=[getattr(spec.timeouts_s, name) for name in PRIORITIES],
+        guaranteed_share=spec.guaranteed_share,
+        weights=spec.weights,
+    )
+
+
+def journal(cluster: Cluster) -> topology_pb2.Journal | None:
+    """Return what routers write down; None: nothing."""
+    spec = cluster.routing.journal
+    if spec.mode == "off":
+        return None
+    share = 1.0 if spec.mode == "full" else spec.share
+    return topology_pb2.Journal(share=share, file_bytes=spec.file_bytes, files=spec.files)
+
+
+def tokenizer(model: ModelSpec) -> str:
+    """Return the folder of a precise model's tokenizer; empty: that of the simulated engine."""
+    if model.routing.tokenizer:
+        return model.routing.tokenizer
+    weights = (pool.engine.model for pool in model.pools if isinstance(pool.engine, VllmEngineSpec))
+    return next((path for path in weights if path.startswith("/")), "")
+
+
+def ports(model: ModelSpec) -> int:
+    """Return how many ports in a row each replica of a model needs: HTTP, and for KV events two more."""
+    return PRECISE_PORTS if model.routing.precise else 1
+
+
+def _kv_events(server: str, host: str, port: int) -> engine_pb2.KvEvents:
+    """Return where a replica of a precise model publishes.
+
+    vLLM binds a TCP endpoint on all addresses of the machine or not at all; an engine that listens on the machine's
+    own address alone therefore uses the kernel's abstract sockets, named by its port.
+    """
+    if host in LOOPBACK:
+        endpoint, replay = f"ipc://@slipstream-{port}-events", f"ipc://@slipstream-{port}-replay"
+    else:
+        endpoint, replay = f"tcp://*:{port + 1}", f"tcp://*:{port + 2}"
+    return engine_pb2.KvEvents(endpoint=endpoint, replay_endpoint=replay, topic=server)
 
 
 def _adapters(model: ModelSpec) -> list[topology_pb2.Adapter]:
@@ -83,7 +153,7 @@ def gateway(cluster: Cluster) -> gateway_pb2.Gateway:
 def api_keys(cluster: Cluster) -> list[gateway_pb2.ApiKey]:
     """Return the keys that the spec declares; they have no time of creation."""
     return [
-        gateway_pb2.ApiKey(name=key.name, tenant=key.tenant, sha256=key.sha256, from_spec=True)
+        gateway_pb2.ApiKey(name=key.name, tenant=key.tenant, sha256=key.sha256, from_spec=True, priority=key.priority)
         for key in cluster.api_keys.keys
     ]
 
@@ -112,7 +182,10 @@ def engine_launch(
         port=port,
         adapters=_adapters(model),
         pin_key=names.pin_key(names.server_name(replica, generation)),
+        isolate_cache=model.isolate_cache,
     )
+    if model.routing.precise and not isinstance(pool.engine, ExternalEngineSpec):
+        launch.kv_events.CopyFrom(_kv_events(names.server_name(replica, generation), host, port))
     engine, index = pool.engine, int(replica.rpartition("-")[2])
     if isinstance(engine, SimulatedEngineSpec):
         launch.simulated.CopyFrom(_simulated(engine, index))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -91,6 +91,53 @@ class LimitsSpec(Part):
     """Connections of clients at once. 0: as many as the file-descriptor limit allows."""
 
 
+class JournalSpec(Part):
+    """What the router writes down of its decisions, below its state directory; docs/replay.md.
+
+    In YAML, ``off`` and ``full`` stand for themselves, and ``sampled: 0.01`` for a mode and a share.
+    """
+
+    mode: Literal["off", "full", "sampled"] = "off"
+    """`full`: every call, so that `slipstream replay` can make the decisions again. `sampled`: some receipts."""
+    share: Annotated[Number, Field(gt=0, lt=1)] = 0.01
+    """Part of the requests whose receipts a sampled journal holds."""
+    file_bytes: Annotated[Size, Field(ge=1 << 20, le=4 << 30)] = 64 << 20
+    """Bytes after which the next file begins."""
+    files: Annotated[Count, Field(ge=2, le=1_000)] = 16
+    """Files that are kept; the oldest is deleted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short(cls, value: Any) -> Any:
+        if value is False:
+            return {"mode": "off"}  # YAML's own reading of `off`
+        if isinstance(value, str):
+            return {"mode": value}
+        if isinstance(value, dict) and "sampled" in value:
+            given = {key: kept for key, kept in value.items() if key != "sampled"}
+            return {"mode": "sampled", "share": value["sampled"], **given}
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """All forms of a journal."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema["properties"]["sampled"] = {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "Stands for mode: sampled and this share.",
+        }
+        return {"anyOf": [{"enum": ["off", "full", False]}, schema]}
+
+
+class RouterSpec(Part):
+    """What holds for the decisions of all models."""
+
+    journal: JournalSpec = JournalSpec()
+    """What the router writes down of its decisions."""
+
+
 class AdminSpec(Part):
     """The page of the controller; None: no page."""
 
@@ -107,6 +154,8 @@ class ApiKeySpec(Part):
     """Whose requests these are."""
     sha256: Sha256
     """Lower-case hex of the SHA-256 of the key."""
+    priority: Literal["", "high", "normal", "low"] = ""
+    """Most urgent priority that its requests may ask for. Empty: none, all are `normal`."""
 
 
 class ApiKeysSpec(Part):

@@ -12,16 +12,19 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from controlplane.spec import checks, fields, outline, room
-from controlplane.spec.edge import AdminSpec, ApiKeySpec, ApiKeysSpec, GatewaySpec, LimitsSpec, ListenSpec
+from controlplane.spec.admission import AdmissionSpec
+from controlplane.spec.edge import AdminSpec, ApiKeySpec, ApiKeysSpec, GatewaySpec, LimitsSpec, ListenSpec, RouterSpec
 from controlplane.spec.engines import EngineSpec, ExternalEngineSpec, Part, SimulatedEngineSpec, VllmEngineSpec
 from controlplane.spec.fields import (
     Count,
+    Flag,
     Host,
     Label,
     ModelName,
     Number,
     ParameterName,
     Path,
+    PathOrNone,
     Ports,
     SessionKey,
 )
@@ -30,6 +33,7 @@ __all__ = [
     "POLICIES",
     "AdapterSpec",
     "AdminSpec",
+    "AdmissionSpec",
     "ApiKeySpec",
     "ApiKeysSpec",
     "Cluster",
@@ -48,7 +52,19 @@ __all__ = [
 ]
 
 #: Routing policies, as RoutingSpec.policy names them.
-POLICIES = ("round_robin", "least_loaded", "power_of_two", "session", "prefix")
+POLICIES = (
+    "cost",
+    "round_robin",
+    "least_loaded",
+    "power_of_two",
+    "session",
+    "prefix",
+    "cache_aware",
+    "sticky_until_saturated",
+    "kv_overlap",
+    "prefix_tree",
+    "weighted_blend",
+)
 SESSION_KEYS = ("x-session-id", "x-correlation-id", "user", "prompt_cache_key")
 
 #: Type of pydantic's error when parts of a spec do not agree; its path holds no step of pydantic's own.
@@ -70,7 +86,7 @@ class NodeSpec(Part):
     address: Host = "127.0.0.1"
     """Address that engines listen on and the gateway connects to."""
     ports: Ports = "21000-21999"
-    """`first-last`: one port for each replica; below the kernel's own (32768)."""
+    """`first-last`: one port for each replica, three for one of a `precise` model; below the kernel's own (32768)."""
 
     @property
     def first_port(self) -> int:
@@ -92,10 +108,40 @@ class AdapterSpec(Part):
     """Directory on the nodes. vLLM needs it; other engines do not."""
 
 
+class ShadowSpec(Part):
+    """A second policy that is asked for the same decisions, and never routes. In YAML, a name alone is one."""
+
+    policy: ParameterName
+    """Any of the routing policies."""
+    parameters: Annotated[dict[ParameterName, Number], Field(max_length=MAX_PARAMETERS), fields.IN_ORDER] = Field(
+        default_factory=dict
+    )
+    """Its parameters, by the names that it documents."""
+    share: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Part of the decisions that it is asked for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"policy": value} if isinstance(value, str) else value
+
+
 class RoutingSpec(Part):
     """How a model's requests are routed."""
 
-    policy: Literal["round_robin", "least_loaded", "power_of_two", "session", "prefix"] = "prefix"
+    policy: Literal[
+        "cost",
+        "round_robin",
+        "least_loaded",
+        "power_of_two",
+        "session",
+        "prefix",
+        "cache_aware",
+        "sticky_until_saturated",
+        "kv_overlap",
+        "prefix_tree",
+        "weighted_blend",
+    ] = "cost"
     """How a replica is chosen."""
     parameters: Annotated[dict[ParameterName, Number], Field(max_length=MAX_PARAMETERS), fields.IN_ORDER] = Field(
         default_factory=dict
@@ -103,6 +149,14 @@ class RoutingSpec(Part):
     """The policy's parameters, by the names that it documents."""
     session_keys: Annotated[tuple[SessionKey, ...], Field(max_length=MAX_SESSION_KEYS)] = SESSION_KEYS
     """Headers and body fields that name a session; the first that a request has counts."""
+    precise: Flag = False
+    """Match prompts, as tokens, with what the engines tell of their caches; see docs/precise.md."""
+    tokenizer: PathOrNone = ""
+    """Folder of `tokenizer.json` on the gateway's node, for `precise`. Empty: the engine's `model` when a path."""
+    shadow: ShadowSpec | None = None
+    """A policy to compare with, live, without routing by it. None: none."""
+    admission: AdmissionSpec | None = None
+    """Let requests wait, bounded and fairly, while the model is saturated; see docs/admission.md. None: none waits."""
 
 
 class PoolSpec(Part):
@@ -148,6 +202,8 @@ class ModelSpec(Part):
     """LoRA adapters that every replica of the model serves."""
     routing: RoutingSpec = RoutingSpec()
     """How requests of this model and its adapters are routed."""
+    isolate_cache: bool = False
+    """Tenants (of the API keys) share no cached prompts, and a client's own `cache_salt` counts for nothing."""
     pools: Annotated[tuple[PoolSpec, ...], Field(min_length=1, max_length=MAX_POOLS)]
     """Its replicas, by role."""
 
@@ -172,6 +228,8 @@ class Cluster(Part):
     """The gateway, which runs on the first node."""
     limits: LimitsSpec = LimitsSpec()
     """What the gateway takes from clients."""
+    routing: RouterSpec = RouterSpec()
+    """What holds for the decisions of all models."""
     admin: AdminSpec = AdminSpec()
     """What operators look at."""
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1, max_length=room.MAX_NODES)] = (NodeSpec(name="local"),)

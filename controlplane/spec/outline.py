@@ -40,6 +40,7 @@ class Pool:
     nodes: frozenset[str]
     listed_nodes: tuple[tuple[Place, str], ...]
     engine: dict[str, Any]
+    precise: bool = False
 
     @property
     def kind(self) -> str:
@@ -112,13 +113,20 @@ def pools(spec: dict[str, Any]) -> list[Pool]:
     """Return the pools of all models."""
     everywhere = frozenset(node.name for node in nodes(spec))
     return [
-        _pool(place, entry, text(model, "name"), everywhere)
+        _pool(place, entry, model, everywhere)
         for model_place, model in entries(spec, "models")
         for place, entry in entries(model, "pools", model_place)
     ]
 
 
-def _pool(place: Place, entry: dict[str, Any], model: str, everywhere: frozenset[str]) -> Pool:
+def is_precise(model: dict[str, Any]) -> bool:
+    """Return whether a model's prompts are matched with KV events."""
+    routing = model.get("routing")
+    return isinstance(routing, dict) and routing.get("precise") is True
+
+
+def _pool(place: Place, entry: dict[str, Any], of: dict[str, Any], everywhere: frozenset[str]) -> Pool:
+    model = text(of, "name")
     role = text(entry, "role", "mixed")
     engine, replicas = entry.get("engine"), whole(entry, "replicas", 1)
     named = tuple((inner, name) for inner, name in listed(entry, "nodes", place) if isinstance(name, str))
@@ -130,4 +138,5 @@ def _pool(place: Place, entry: dict[str, Any], model: str, everywhere: frozenset
         nodes=frozenset(name for _, name in named) or everywhere,
         listed_nodes=named,
         engine=engine if isinstance(engine, dict) else {},
+        precise=is_precise(of),
     )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from controlplane.errors import InvalidSpec
-from controlplane.spec import edge, engines, model
+from controlplane.spec import admission, edge, engines, model
 from controlplane.spec.checks import violations
 from controlplane.spec.document import Problem
 from controlplane.spec.fields import nearest, shown
@@ -34,11 +34,16 @@ _PARTS: dict[tuple[str, ...], type[engines.Part]] = {
     ("gateway",): edge.GatewaySpec,
     ("gateway", "listen"): edge.ListenSpec,
     ("limits",): edge.LimitsSpec,
+    ("routing",): edge.RouterSpec,
+    ("routing", "journal"): edge.JournalSpec,
     ("admin",): edge.AdminSpec,
     ("nodes",): model.NodeSpec,
     ("models",): model.ModelSpec,
     ("models", "adapters"): model.AdapterSpec,
     ("models", "routing"): model.RoutingSpec,
+    ("models", "routing", "shadow"): model.ShadowSpec,
+    ("models", "routing", "admission"): admission.AdmissionSpec,
+    ("models", "routing", "admission", "timeouts_s"): admission.TimeoutsSpec,
     ("models", "pools"): model.PoolSpec,
     **{(*_ENGINE, kind): part for kind, part in _ENGINES.items()},
     ("api_keys",): edge.ApiKeysSpec,

@@ -16,6 +16,8 @@ MAX_NODES = 1_024
 
 #: The variable that `gpus` sets.
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+#: Ports in a row that a replica of a precise model takes: HTTP, KV events, and their replay.
+PRECISE_PORTS = 3
 
 _DEFAULT_LISTEN = "127.0.0.1:8000"
 _DEFAULT_PAGE = "127.0.0.1:8001"
@@ -81,10 +83,13 @@ def _missing_ports(pools: list[Pool], nodes: list[Node]) -> Iterator[Violation]:
         if not names <= room.keys():
             continue
         inside = [pool for pool in started if pool.nodes <= names]
-        wanted, there = sum(pool.replicas for pool in inside), sum(room[name] for name in names)
+        replicas = sum(pool.replicas for pool in inside)
+        wanted = sum(pool.replicas * (PRECISE_PORTS if pool.precise else 1) for pool in inside)
+        there = sum(room[name] for name in names)
         if wanted > there:
             where = ", ".join(sorted(names)[:5])
-            message = f"{wanted} replicas in all are to run on {where}, where there are {there} ports"
+            need = "" if wanted == replicas else f", and need {wanted}"
+            message = f"{replicas} replicas in all are to run on {where}, where there are {there} ports{need}"
             yield Violation((*inside[-1].place, "replicas"), message)
 
 

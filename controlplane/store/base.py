@@ -40,6 +40,7 @@ class StoredKey:
     tenant: str
     sha256: str
     created_unix_ms: int
+    priority: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,4 +48,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             message TEXT NOT NULL
         ) STRICT""",
     ),
+    ("ALTER TABLE replicas ADD COLUMN ports INTEGER NOT NULL DEFAULT 1 CHECK (ports > 0)",),
+    ("ALTER TABLE api_keys ADD COLUMN priority TEXT NOT NULL DEFAULT ''",),
 )

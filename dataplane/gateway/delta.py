@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dataplane.gateway.pools import Backend, Server
 
 #: Files whose entries can be changed one by one.
-MAPS = ("models.map", "pins.map", "keys.map")
+MAPS = ("models.map", "pins.map", "keys.map", "priorities.map")
 #: More steps than this take longer than a reload, and a reload is one step.
 MAX_STEPS = 2_048
 
@@ -116,7 +116,7 @@ def _entries(text: str) -> dict[str, str]:
 def _map_additions(old: Mapping[str, str], new: Mapping[str, str]) -> list[Step]:
     steps = []
     for name in MAPS:
-        before, after = _entries(old[name]), _entries(new[name])
+        before, after = _entries(old.get(name, "")), _entries(new[name])
         for key, value in after.items():
             if key not in before:
                 steps.append(Step(f"add map {name} {key} {value}"))
@@ -129,5 +129,5 @@ def _map_removals(old: Mapping[str, str], new: Mapping[str, str]) -> list[Step]:
     return [
         Step(f"del map {name} {key}")
         for name in MAPS
-        for key in sorted(_entries(old[name]).keys() - _entries(new[name]).keys())
+        for key in sorted(_entries(old.get(name, "")).keys() - _entries(new[name]).keys())
     ]

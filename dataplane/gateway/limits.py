@@ -16,19 +16,25 @@ MAX_BUFFER_BYTES = 64 << 20
 #: get the request when the first dies: a small one costs less. This one holds the 128 KiB of a body that
 #: routing reads, the rewrite room and 16 KiB of headers.
 SHORT_BUFFER_BYTES = 163_840
-#: Where the body must tell which model it is for, one that is named last is to be seen.
+#: Where the body must tell which model it is for, one that is named last is to be seen; and a precise model's prompts
+#: are matched as far as the buffer holds all of them.
 LONG_BUFFER_BYTES = 1 << 20
+#: Freed buffers that a thread keeps for its next requests: HAProxy's own 512 KiB are three of the short ones, and each
+#: request takes two (docs/adr/0006).
+HOT_BYTES = 4 << 20
 #: The feature record counts bytes in 32 bits.
 MAX_BODY_BYTES = (1 << 32) - 1
 #: Bytes of a body that the router gets; the message must fit a frame, and the frame the buffer.
 SPOE_BODY_BYTES = 1_000_000
 SPOE_FRAME_ROOM = 8_192
-#: Longest body that goes to the router as it is. HAProxy saves CPU at any length, but the router spends more with each
-#: byte: up to here it decodes the body in one pass, and the two together are cheaper (docs/adr/0003).
-WHOLE_BYTES = 12_288
+#: Longest body that goes to the router as it is: whatever blocks are hashed of. HAProxy saves more CPU than the router
+#: spends at every length up to here (docs/adr/0006).
+WHOLE_BYTES = 131_072
 #: Bytes of the header values in that message.
 MODEL_HEADER_BYTES = 256
 SESSION_HEADER_BYTES = 2_048
+#: The longest name of a priority, and room to see that another is none.
+PRIORITY_HEADER_BYTES = 16
 #: Time for a client to send its headers, and again for what the buffer takes of the body.
 REQUEST_TIMEOUT_MS = 10_000
 #: Attempts after the first. HAProxy counts refused connections and replicas that died of the request alike: one that
@@ -82,12 +88,13 @@ def buffer_bytes(gateway: gateway_pb2.Gateway, topology: topology_pb2.Topology) 
     if gateway.buffer_bytes:
         return number(gateway.buffer_bytes, MIN_BUFFER_BYTES, MAX_BUFFER_BYTES, "buffer_bytes")
     names = sum(1 + len(model.adapters) for model in topology.models)
-    return SHORT_BUFFER_BYTES if names == 1 else LONG_BUFFER_BYTES
+    precise = any(model.routing.precise for model in topology.models)
+    return SHORT_BUFFER_BYTES if names == 1 and not precise else LONG_BUFFER_BYTES
 
 
 def whole_bytes(buffer: int, max_body_bytes: int) -> int:
-    """Return the length up to which a body goes to the router as it is: it is whole then, chunked or not."""
-    return min(WHOLE_BYTES, max_body_bytes, surely_whole_bytes(buffer))
+    """Return the length up to which a body goes to the router as it is."""
+    return min(WHOLE_BYTES, max_body_bytes, spoe_body_bytes(buffer))
 
 
 def spoe_body_bytes(buffer_bytes: int) -> int:

@@ -129,6 +129,15 @@ def key_map(keys: Iterable[gateway_pb2.ApiKey]) -> dict[str, str]:
     return {checked(SHA256, key.sha256, "key hash"): checked(LABEL, key.tenant, "tenant") for key in keys}
 
 
+def priority_map(keys: Iterable[gateway_pb2.ApiKey]) -> dict[str, str]:
+    """Return SHA-256 of a key -> the most urgent priority that its requests may ask for, where they may."""
+    return {
+        checked(SHA256, key.sha256, "key hash"): checked(LABEL, key.priority, "priority")
+        for key in keys
+        if key.priority
+    }
+
+
 def map_text(entries: dict[str, str]) -> str:
     """Return a map file, sorted."""
     return "".join(f"{key} {value}\n" for key, value in sorted(entries.items()))

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from jinja2 import Environment, StrictUndefined, Template
 
 from dataplane.errors import EDGE_ERRORS, EdgeError
-from dataplane.gateway import limits, lua_settings, pools, session_keys
+from dataplane.gateway import limits, lua_settings, pools, salts, session_keys, waits
 from dataplane.gateway.limits import number
 from dataplane.gateway.site import InvalidGateway, Site, Templates
 from dataplane.names import LABEL, PATH, checked
@@ -62,6 +62,8 @@ STATUS_ERRORS = {
     503: "no_replica_available",
     504: "replica_timeout",
 }
+#: Environment variable of every HAProxy: the folder that holds haproxy.cfg.
+FOLDER_VARIABLE = "SLIPSTREAM_GATEWAY"
 _environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701
 
 
@@ -79,6 +81,8 @@ def render(
     """
     backends = pools.backends(order.topology, lost)
     values = _values(order, site, backends)
+    salt_map = salts.salt_map(order.topology, order.api_keys, site.salt_key)
+    values["salts"] = bool(salt_map)
     files = {
         "haproxy.cfg": _compiled(templates.haproxy).render(values),
         "spoe.cfg": _compiled(templates.spoe).render(values),
@@ -86,6 +90,8 @@ def render(
         "models.map": pools.map_text(pools.model_map(order.topology)),
         "pins.map": pools.map_text(pools.pin_map(backends)),
         "keys.map": pools.map_text(pools.key_map(order.api_keys)),
+        "priorities.map": pools.map_text(pools.priority_map(order.api_keys)),
+        "salts.map": pools.map_text(salt_map),
         "kinds.map": pools.map_text({path: str(kind) for path, kind in KINDS.items()}),
     }
     for status, code in STATUS_ERRORS.items():
@@ -97,6 +103,7 @@ def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.B
     gateway = order.gateway
     servers = sum(len(backend.servers) for backend in backends)
     buffer_bytes = limits.buffer_bytes(gateway, order.topology)
+    longest_wait_s = waits.longest_timeout_s(order.topology)
     max_body_bytes = number(gateway.max_body_bytes, 1, limits.MAX_BODY_BYTES, "max_body_bytes")
     return {
         "gateway": checked(LABEL, gateway.name, "gateway"),
@@ -108,10 +115,12 @@ def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.B
         "max_connections": limits.max_connections(gateway, site, servers),
         "threads": limits.threads(gateway, site),
         "buffer_bytes": buffer_bytes,
+        "hot_bytes": limits.HOT_BYTES,
         "rewrite_bytes": limits.REWRITE_BYTES,
         "body_bytes": limits.spoe_body_bytes(buffer_bytes),
         "max_body_bytes": max_body_bytes,
         "whole_bytes": limits.whole_bytes(buffer_bytes, max_body_bytes),
+        "surely_whole_bytes": limits.surely_whole_bytes(buffer_bytes),
         "whole_kinds": WHOLE_KINDS,
         "model_header_bytes": limits.MODEL_HEADER_BYTES,
         "session_header_bytes": limits.SESSION_HEADER_BYTES,
@@ -127,6 +136,12 @@ def _values(order: gateway_pb2.GatewayOrder, site: Site, backends: tuple[pools.B
         "error_statuses": list(STATUS_ERRORS),
         "binds": _binds(gateway),
         "certificates": any(listener.certificate for listener in gateway.listeners),
+        "admission": longest_wait_s > 0.0,
+        "folder_variable": FOLDER_VARIABLE,
+        "wait_rules": waits.WAIT_RULES,
+        "wait_timeout_ms": waits.processing_timeout_ms(longest_wait_s),
+        "priority_header_bytes": limits.PRIORITY_HEADER_BYTES,
+        "key_priorities": longest_wait_s > 0.0 and bool(order.api_keys),
         "keys": bool(order.api_keys) or gateway.require_api_key,
         "require_api_key": gateway.require_api_key,
         "replica_header": gateway.replica_header,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dataplane.errors import DataplaneError
 from dataplane.names import PATH, checked
@@ -30,6 +30,7 @@ class Site:
     log_socket: str
     cpu_count: int
     fd_limit: int  # the hard limit of open files
+    salt_key: bytes = field(default=b"", repr=False)  # secret of the gateways (salts.py); empty: nothing is signed
 
     def __post_init__(self) -> None:
         checked(SITE_ID, self.site_id, "site id")

@@ -7,9 +7,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import dataplane
 from dataplane.engines.command import EngineSite
 from dataplane.errors import DataplaneError
 from dataplane.gateway.applier import Gateway
@@ -17,6 +15,7 @@ from dataplane.launchers.local import LocalLauncher
 from dataplane.launchers.records import Records
 from dataplane.node import convert
 from dataplane.node.adoption import ROLE
+from dataplane.node.engine_path import make_engine_path
 from dataplane.node.engines import Engines
 from dataplane.node.gateway_keeper import ROLE as GATEWAY_ROLE
 from dataplane.node.gateway_keeper import GatewayKeeper
@@ -53,7 +52,9 @@ class NodeAgent:
         self._file = OrdersFile(state)
         self._orders: node_pb2.NodeOrders | None = None
         self._changed = asyncio.Event()
-        site = EngineSite(python=sys.executable, engine_path=str(make_engine_path(state)))
+        site = EngineSite(
+            python=sys.executable, engine_path=str(make_engine_path(state)), reports=str(state.reports_socket)
+        )
         self._gateway = GatewayKeeper(Gateway(state, self._launcher), self._on_change)
         self._engines = Engines(self._launcher, Records(state), site, self._on_change, self._gateway.server_lost)
         self._link = ControllerLink(identity.controller, self.report, self.take)
@@ -116,17 +117,3 @@ class NodeAgent:
                     await self._changed.wait()
             except TimeoutError:
                 continue
-
-
-def make_engine_path(state: StateDir) -> Path:
-    """Make the folder that holds one link, ``dataplane``, for the engines' PYTHONPATH; return it."""
-    folder = state.root / "engine-path"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    package = Path(dataplane.__file__).resolve().parent
-    link = folder / "dataplane"
-    if not link.is_symlink() or link.readlink() != package:
-        scratch = folder / f".dataplane.{os.getpid()}"
-        scratch.unlink(missing_ok=True)
-        scratch.symlink_to(package, target_is_directory=True)
-        scratch.replace(link)
-    return folder

@@ -124,6 +124,36 @@ class VllmEngine(_message.Message):
 Global___VllmEngine: _TypeAlias = VllmEngine  # noqa: Y015
 
 @_typing.final
+class KvEvents(_message.Message):
+    """Where an engine publishes what its KV cache holds, over ZMQ."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REPLAY_ENDPOINT_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """that it binds, e.g. tcp://*:5557 or ipc://@name"""
+    replay_endpoint: _builtins.str
+    """that it binds for asking what was missed"""
+    topic: _builtins.str
+    """of every message: the server name"""
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        replay_endpoint: _builtins.str = ...,
+        topic: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "replay_endpoint", b"replay_endpoint", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvEvents: _TypeAlias = KvEvents  # noqa: Y015
+
+@_typing.final
 class EngineLaunch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -161,6 +191,8 @@ class EngineLaunch(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     VLLM_FIELD_NUMBER: _builtins.int
     PIN_KEY_FIELD_NUMBER: _builtins.int
+    ISOLATE_CACHE_FIELD_NUMBER: _builtins.int
+    KV_EVENTS_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     generation: _builtins.int
     kind: _topology_pb2.EngineKind.ValueType
@@ -175,6 +207,8 @@ class EngineLaunch(_message.Message):
     """interpreter of the engine's environment; empty: the one that runs us"""
     pin_key: _builtins.str
     """eight hex digits that name this incarnation in response ids"""
+    isolate_cache: _builtins.bool
+    """tenants share no cached prompts"""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_topology_pb2.Adapter]: ...
     @_builtins.property
@@ -189,6 +223,10 @@ class EngineLaunch(_message.Message):
     def simulated(self) -> Global___SimulatedEngine: ...
     @_builtins.property
     def vllm(self) -> Global___VllmEngine: ...
+    @_builtins.property
+    def kv_events(self) -> Global___KvEvents:
+        """absent: none are published"""
+
     def __init__(
         self,
         *,
@@ -206,10 +244,12 @@ class EngineLaunch(_message.Message):
         simulated: Global___SimulatedEngine | None = ...,
         vllm: Global___VllmEngine | None = ...,
         pin_key: _builtins.str = ...,
+        isolate_cache: _builtins.bool = ...,
+        kv_events: Global___KvEvents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["simulated", b"simulated", "vllm", b"vllm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv_events", b"kv_events", "simulated", b"simulated", "vllm", b"vllm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "args", b"args", "env", b"env", "generation", b"generation", "host", b"host", "kind", b"kind", "pin_key", b"pin_key", "port", b"port", "python", b"python", "replica", b"replica", "served_model", b"served_model", "simulated", b"simulated", "vllm", b"vllm", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "args", b"args", "env", b"env", "generation", b"generation", "host", b"host", "isolate_cache", b"isolate_cache", "kind", b"kind", "kv_events", b"kv_events", "pin_key", b"pin_key", "port", b"port", "python", b"python", "replica", b"replica", "served_model", b"served_model", "simulated", b"simulated", "vllm", b"vllm", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,7 @@ class ApiKey(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     FROM_SPEC_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     tenant: _builtins.str
     sha256: _builtins.str
@@ -64,6 +65,8 @@ class ApiKey(_message.Message):
     """milliseconds since 1970, UTC"""
     from_spec: _builtins.bool
     """declared in the spec; cannot be revoked by a command"""
+    priority: _builtins.str
+    """most urgent one that its requests may ask for: high, normal, low; empty: none"""
     def __init__(
         self,
         *,
@@ -72,10 +75,11 @@ class ApiKey(_message.Message):
         sha256: _builtins.str = ...,
         created_unix_ms: _builtins.int = ...,
         from_spec: _builtins.bool = ...,
+        priority: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "from_spec", b"from_spec", "name", b"name", "sha256", b"sha256", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "from_spec", b"from_spec", "name", b"name", "priority", b"priority", "sha256", b"sha256", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ class RouteRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     BODY_BYTES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     PREFIX_HASHES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """empty: the router makes one"""
@@ -44,9 +45,11 @@ class RouteRequest(_message.Message):
     """the JSON request, whole or its first part; may be empty"""
     body_bytes: _builtins.int
     """bytes of the whole body; 0: len(body)"""
+    priority: _builtins.str
+    """high, normal, low; empty: normal"""
     @_builtins.property
     def prefix_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """chained block hashes; empty: made from body"""
+        """xxh3 of each block (docs/contracts.md); empty: made from body"""
 
     def __init__(
         self,
@@ -58,11 +61,12 @@ class RouteRequest(_message.Message):
         tenant: _builtins.str = ...,
         body: _builtins.bytes = ...,
         body_bytes: _builtins.int = ...,
+        priority: _builtins.str = ...,
         prefix_hashes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "body_bytes", b"body_bytes", "kind", b"kind", "model", b"model", "prefix_hashes", b"prefix_hashes", "request_id", b"request_id", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "body_bytes", b"body_bytes", "kind", b"kind", "model", b"model", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "request_id", b"request_id", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -79,15 +83,18 @@ class RouteResponse(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     outcome: _builtins.str
-    """go | shed | wait | error"""
+    """go | shed | error; answered when a wait has ended"""
     pool: _builtins.str
     server: _builtins.str
     address: _builtins.str
     """host:port"""
     error_code: _builtins.str
     error_message: _builtins.str
+    retry_after_s: _builtins.int
+    """of shed"""
     def __init__(
         self,
         *,
@@ -98,10 +105,11 @@ class RouteResponse(_message.Message):
         address: _builtins.str = ...,
         error_code: _builtins.str = ...,
         error_message: _builtins.str = ...,
+        retry_after_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error_code", b"error_code", "error_message", b"error_message", "outcome", b"outcome", "pool", b"pool", "request_id", b"request_id", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error_code", b"error_code", "error_message", b"error_message", "outcome", b"outcome", "pool", b"pool", "request_id", b"request_id", "retry_after_s", b"retry_after_s", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,6 +256,7 @@ class Receipt(_message.Message):
     PREFIX_BLOCKS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
+    WAITED_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     decided_unix_us: _builtins.int
     """microseconds since 1970, UTC"""
@@ -273,6 +282,8 @@ class Receipt(_message.Message):
     """blocks of 4 KiB that were hashed"""
     reason: _builtins.str
     """the policy's word for why"""
+    waited_ms: _builtins.int
+    """in the router's queue, before the decision"""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """the best, at most 8"""
@@ -309,10 +320,11 @@ class Receipt(_message.Message):
         prefix_blocks: _builtins.int = ...,
         reason: _builtins.str = ...,
         completion: Global___Completion | None = ...,
+        waited_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "candidates", b"candidates", "completion", b"completion", "decided_unix_us", b"decided_unix_us", "eligible", b"eligible", "error_code", b"error_code", "kind", b"kind", "margin", b"margin", "model", b"model", "outcome", b"outcome", "policy", b"policy", "policy_number", b"policy_number", "pool", b"pool", "prefix_blocks", b"prefix_blocks", "prompt_bytes", b"prompt_bytes", "reason", b"reason", "rejected", b"rejected", "request_id", b"request_id", "runner_up", b"runner_up", "server", b"server", "topology_number", b"topology_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "candidates", b"candidates", "completion", b"completion", "decided_unix_us", b"decided_unix_us", "eligible", b"eligible", "error_code", b"error_code", "kind", b"kind", "margin", b"margin", "model", b"model", "outcome", b"outcome", "policy", b"policy", "policy_number", b"policy_number", "pool", b"pool", "prefix_blocks", b"prefix_blocks", "prompt_bytes", b"prompt_bytes", "reason", b"reason", "rejected", b"rejected", "request_id", b"request_id", "runner_up", b"runner_up", "server", b"server", "topology_number", b"topology_number", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,6 +421,16 @@ class ReplicaLoad(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     FIRST_BYTE_MS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    TELEMETRY_AGE_S_FIELD_NUMBER: _builtins.int
+    KV_USE_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    TTFT_S_FIELD_NUMBER: _builtins.int
+    ENGINE_RUNNING_FIELD_NUMBER: _builtins.int
+    ENGINE_WAITING_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     pool: _builtins.str
     in_flight: _builtins.int
@@ -416,6 +438,25 @@ class ReplicaLoad(_message.Message):
     decisions: _builtins.int
     first_byte_ms: _builtins.float
     """smoothed; -1: none heard"""
+    waiting: _builtins.int
+    """of those in flight, without a first byte"""
+    queued_tokens: _builtins.int
+    """uncached prompt tokens of these, as predicted"""
+    context_tokens: _builtins.int
+    """prompt and expected output of all in flight"""
+    telemetry_age_s: _builtins.float
+    """seconds since its /metrics was read; -1: never"""
+    kv_use: _builtins.float
+    """part of its KV cache in use, 0 to 1; -1: not known"""
+    prefill_tokens_per_s: _builtins.float
+    """believed"""
+    trust: _builtins.float
+    """part of a predicted cache hit that is believed, 0 to 1"""
+    ttft_s: _builtins.float
+    """mean of the engine's own since the reading before; -1: none"""
+    engine_running: _builtins.int
+    """the engine's own counts when it was read"""
+    engine_waiting: _builtins.int
     def __init__(
         self,
         *,
@@ -424,14 +465,249 @@ class ReplicaLoad(_message.Message):
         in_flight: _builtins.int = ...,
         decisions: _builtins.int = ...,
         first_byte_ms: _builtins.float = ...,
+        waiting: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
+        context_tokens: _builtins.int = ...,
+        telemetry_age_s: _builtins.float = ...,
+        kv_use: _builtins.float = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
+        trust: _builtins.float = ...,
+        ttft_s: _builtins.float = ...,
+        engine_running: _builtins.int = ...,
+        engine_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "first_byte_ms", b"first_byte_ms", "in_flight", b"in_flight", "pool", b"pool", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "decisions", b"decisions", "engine_running", b"engine_running", "engine_waiting", b"engine_waiting", "first_byte_ms", b"first_byte_ms", "in_flight", b"in_flight", "kv_use", b"kv_use", "pool", b"pool", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "server", b"server", "telemetry_age_s", b"telemetry_age_s", "trust", b"trust", "ttft_s", b"ttft_s", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaLoad: _TypeAlias = ReplicaLoad  # noqa: Y015
+
+@_typing.final
+class CachePrediction(_message.Message):
+    """Prompt tokens that were predicted to be cached, and that the engines found cached, of the same requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    PREDICTED_TOKENS_FIELD_NUMBER: _builtins.int
+    REPORTED_TOKENS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    adapter: _builtins.str
+    """empty: the base model"""
+    predicted_tokens: _builtins.int
+    reported_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        predicted_tokens: _builtins.int = ...,
+        reported_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "predicted_tokens", b"predicted_tokens", "reported_tokens", b"reported_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachePrediction: _TypeAlias = CachePrediction  # noqa: Y015
+
+@_typing.final
+class ShadowStatus(_message.Message):
+    """What a model's shadow policy would have done. Seconds are predicted times to first byte, summed over `decisions`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    AGREED_FIELD_NUMBER: _builtins.int
+    ROUTED_S_FIELD_NUMBER: _builtins.int
+    SHADOW_S_FIELD_NUMBER: _builtins.int
+    ROUTED_REGRET_S_FIELD_NUMBER: _builtins.int
+    SHADOW_REGRET_S_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    OFF_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    policy: _builtins.str
+    share: _builtins.float
+    """of the decisions that it is asked for"""
+    decisions: _builtins.int
+    """that were compared"""
+    agreed: _builtins.int
+    """of these, the same replica"""
+    routed_s: _builtins.float
+    """where the routing policy sent them"""
+    shadow_s: _builtins.float
+    """where the shadow would have"""
+    routed_regret_s: _builtins.float
+    """routed_s less the best candidate's"""
+    shadow_regret_s: _builtins.float
+    failures: _builtins.int
+    """exceptions in the shadow"""
+    off: _builtins.bool
+    """there were too many"""
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        share: _builtins.float = ...,
+        decisions: _builtins.int = ...,
+        agreed: _builtins.int = ...,
+        routed_s: _builtins.float = ...,
+        shadow_s: _builtins.float = ...,
+        routed_regret_s: _builtins.float = ...,
+        shadow_regret_s: _builtins.float = ...,
+        failures: _builtins.int = ...,
+        off: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed", b"agreed", "decisions", b"decisions", "failures", b"failures", "model", b"model", "off", b"off", "parameters", b"parameters", "policy", b"policy", "routed_regret_s", b"routed_regret_s", "routed_s", b"routed_s", "shadow_regret_s", b"shadow_regret_s", "shadow_s", b"shadow_s", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowStatus: _TypeAlias = ShadowStatus  # noqa: Y015
+
+@_typing.final
+class JournalStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    PENDING_BYTES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """its files are called <run>-<number>.jsonl"""
+    share: _builtins.float
+    lines: _builtins.int
+    dropped: _builtins.int
+    """the disk was too slow for them"""
+    lost: _builtins.int
+    """the disk refused them"""
+    pending_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        share: _builtins.float = ...,
+        lines: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        pending_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "lines", b"lines", "lost", b"lost", "pending_bytes", b"pending_bytes", "run", b"run", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalStatus: _TypeAlias = JournalStatus  # noqa: Y015
+
+@_typing.final
+class AdmissionStatus(_message.Message):
+    """What became of a model's requests of one priority that met it saturated. Counts are since the router's start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ShedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITING_TOKENS_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    RELEASED_WAITED_S_FIELD_NUMBER: _builtins.int
+    SHED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    priority: _builtins.str
+    waiting: _builtins.int
+    """now"""
+    waiting_tokens: _builtins.int
+    """of their prompts"""
+    waited: _builtins.int
+    """that had to wait"""
+    released: _builtins.int
+    """of these, that went on"""
+    left: _builtins.int
+    """of these, whose client left"""
+    released_waited_s: _builtins.float
+    """seconds that the released ones had waited, in all"""
+    @_builtins.property
+    def shed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """told to come back later, by reason"""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        priority: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        waiting_tokens: _builtins.int = ...,
+        waited: _builtins.int = ...,
+        released: _builtins.int = ...,
+        left: _builtins.int = ...,
+        released_waited_s: _builtins.float = ...,
+        shed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "model", b"model", "priority", b"priority", "released", b"released", "released_waited_s", b"released_waited_s", "shed", b"shed", "waited", b"waited", "waiting", b"waiting", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmissionStatus: _TypeAlias = AdmissionStatus  # noqa: Y015
 
 @_typing.final
 class RouterStatusResponse(_message.Message):
@@ -439,6 +715,46 @@ class RouterStatusResponse(_message.Message):
 
     @_typing.final
     class DecisionsByReasonEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ReportsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ReportsIgnoredEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -468,6 +784,17 @@ class RouterStatusResponse(_message.Message):
     RECEIPTS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     DECISIONS_BY_REASON_FIELD_NUMBER: _builtins.int
+    CACHE_PREDICTIONS_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    REPORTS_IGNORED_FIELD_NUMBER: _builtins.int
+    REPORTS_DROPPED_FIELD_NUMBER: _builtins.int
+    TELEMETRY_READS_FIELD_NUMBER: _builtins.int
+    TELEMETRY_FAILURES_FIELD_NUMBER: _builtins.int
+    ENGINE_RESTARTS_SEEN_FIELD_NUMBER: _builtins.int
+    SHADOWS_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
+    PRECISE_FIELD_NUMBER: _builtins.int
     topology_number: _builtins.int
     topology_from_disk: _builtins.bool
     """no controller was heard since the start"""
@@ -478,10 +805,38 @@ class RouterStatusResponse(_message.Message):
     log_lines_unmatched: _builtins.int
     protocol_errors: _builtins.int
     receipts: _builtins.int
+    reports_dropped: _builtins.int
+    """that engines could not deliver"""
+    telemetry_reads: _builtins.int
+    telemetry_failures: _builtins.int
+    engine_restarts_seen: _builtins.int
+    """counters that went back within one generation"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaLoad]: ...
     @_builtins.property
     def decisions_by_reason(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def cache_predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CachePrediction]: ...
+    @_builtins.property
+    def reports(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """taken from engines, by kind: first_token, finished, cache_cleared"""
+
+    @_builtins.property
+    def reports_ignored(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """by reason: malformed, unknown_server, impossible, replayed, not_in_flight"""
+
+    @_builtins.property
+    def shadows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowStatus]: ...
+    @_builtins.property
+    def journal(self) -> Global___JournalStatus:
+        """absent: none is written"""
+
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdmissionStatus]: ...
+    @_builtins.property
+    def precise(self) -> Global___PreciseStatus:
+        """absent: no model is precise"""
+
     def __init__(
         self,
         *,
@@ -496,11 +851,207 @@ class RouterStatusResponse(_message.Message):
         receipts: _builtins.int = ...,
         replicas: _abc.Iterable[Global___ReplicaLoad] | None = ...,
         decisions_by_reason: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        cache_predictions: _abc.Iterable[Global___CachePrediction] | None = ...,
+        reports: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        reports_ignored: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        reports_dropped: _builtins.int = ...,
+        telemetry_reads: _builtins.int = ...,
+        telemetry_failures: _builtins.int = ...,
+        engine_restarts_seen: _builtins.int = ...,
+        shadows: _abc.Iterable[Global___ShadowStatus] | None = ...,
+        journal: Global___JournalStatus | None = ...,
+        admissions: _abc.Iterable[Global___AdmissionStatus] | None = ...,
+        precise: Global___PreciseStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "precise", b"precise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "decisions_by_reason", b"decisions_by_reason", "errors", b"errors", "log_lines", b"log_lines", "log_lines_unmatched", b"log_lines_unmatched", "protocol_errors", b"protocol_errors", "receipts", b"receipts", "replicas", b"replicas", "topology_age_s", b"topology_age_s", "topology_from_disk", b"topology_from_disk", "topology_number", b"topology_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "cache_predictions", b"cache_predictions", "decisions", b"decisions", "decisions_by_reason", b"decisions_by_reason", "engine_restarts_seen", b"engine_restarts_seen", "errors", b"errors", "journal", b"journal", "log_lines", b"log_lines", "log_lines_unmatched", b"log_lines_unmatched", "precise", b"precise", "protocol_errors", b"protocol_errors", "receipts", b"receipts", "replicas", b"replicas", "reports", b"reports", "reports_dropped", b"reports_dropped", "reports_ignored", b"reports_ignored", "shadows", b"shadows", "telemetry_failures", b"telemetry_failures", "telemetry_reads", b"telemetry_reads", "topology_age_s", b"topology_age_s", "topology_from_disk", b"topology_from_disk", "topology_number", b"topology_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouterStatusResponse: _TypeAlias = RouterStatusResponse  # noqa: Y015
+
+@_typing.final
+class PreciseModel(_message.Message):
+    """What the router knows of one precise model's caches from KV events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    tokenizer: _builtins.bool
+    """it could be read"""
+    replicas: _builtins.int
+    """that are followed"""
+    incomplete: _builtins.int
+    """of these, with events missing for good"""
+    blocks: _builtins.int
+    """(replica, tier, block) entries"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        tokenizer: _builtins.bool = ...,
+        replicas: _builtins.int = ...,
+        incomplete: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "incomplete", b"incomplete", "model", b"model", "replicas", b"replicas", "tokenizer", b"tokenizer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreciseModel: _TypeAlias = PreciseModel  # noqa: Y015
+
+@_typing.final
+class PreciseStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FallbacksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class IgnoredEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
+    TOKENISED_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    MALFORMED_FIELD_NUMBER: _builtins.int
+    STRANGERS_FIELD_NUMBER: _builtins.int
+    REPLAYS_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    REPLAY_FAILURES_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """requests routed by what replicas really cache"""
+    tokenised: _builtins.int
+    messages: _builtins.int
+    """batches of KV events that were published"""
+    malformed: _builtins.int
+    strangers: _builtins.int
+    """from incarnations that the topology does not have"""
+    replays: _builtins.int
+    replayed: _builtins.int
+    """batches that came by replay"""
+    replay_failures: _builtins.int
+    restarts: _builtins.int
+    """engines that began to count again"""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreciseModel]: ...
+    @_builtins.property
+    def fallbacks(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """requests that went by their text instead, by reason"""
+
+    @_builtins.property
+    def ignored(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """events of the indexes, by reason"""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___PreciseModel] | None = ...,
+        matched: _builtins.int = ...,
+        fallbacks: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        tokenised: _builtins.int = ...,
+        messages: _builtins.int = ...,
+        malformed: _builtins.int = ...,
+        strangers: _builtins.int = ...,
+        replays: _builtins.int = ...,
+        replayed: _builtins.int = ...,
+        replay_failures: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        ignored: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallbacks", b"fallbacks", "ignored", b"ignored", "malformed", b"malformed", "matched", b"matched", "messages", b"messages", "models", b"models", "replay_failures", b"replay_failures", "replayed", b"replayed", "replays", b"replays", "restarts", b"restarts", "strangers", b"strangers", "tokenised", b"tokenised"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreciseStatus: _TypeAlias = PreciseStatus  # noqa: Y015
+
+@_typing.final
+class ReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATAGRAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """as engines sent them (docs/contracts.md, "An engine tells what it did")"""
+
+    def __init__(
+        self,
+        *,
+        datagrams: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datagrams", b"datagrams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class ReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAKEN_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    taken: _builtins.int
+    ignored: _builtins.int
+    def __init__(
+        self,
+        *,
+        taken: _builtins.int = ...,
+        ignored: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignored", b"ignored", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015

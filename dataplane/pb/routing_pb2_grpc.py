@@ -54,6 +54,11 @@ class RoutingServiceStub:
                 request_serializer=slipstream_dot_v1_dot_routing__pb2.RouterStatusRequest.SerializeToString,
                 response_deserializer=slipstream_dot_v1_dot_routing__pb2.RouterStatusResponse.FromString,
                 _registered_method=True)
+        self.Report = channel.stream_unary(
+                '/slipstream.v1.RoutingService/Report',
+                request_serializer=slipstream_dot_v1_dot_routing__pb2.ReportRequest.SerializeToString,
+                response_deserializer=slipstream_dot_v1_dot_routing__pb2.ReportResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -84,6 +89,13 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Report(self, request_iterator, context):
+        """A node agent relays what the engines of its machine report; answered when the stream ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +118,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=slipstream_dot_v1_dot_routing__pb2.RouterStatusRequest.FromString,
                     response_serializer=slipstream_dot_v1_dot_routing__pb2.RouterStatusResponse.SerializeToString,
+            ),
+            'Report': grpc.stream_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=slipstream_dot_v1_dot_routing__pb2.ReportRequest.FromString,
+                    response_serializer=slipstream_dot_v1_dot_routing__pb2.ReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -216,6 +233,33 @@ class RoutingService:
             '/slipstream.v1.RoutingService/Status',
             slipstream_dot_v1_dot_routing__pb2.RouterStatusRequest.SerializeToString,
             slipstream_dot_v1_dot_routing__pb2.RouterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/slipstream.v1.RoutingService/Report',
+            slipstream_dot_v1_dot_routing__pb2.ReportRequest.SerializeToString,
+            slipstream_dot_v1_dot_routing__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class RoutingServiceStub:
     """NOT_FOUND when the receipt is gone or never was."""
     WatchReceipts: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchReceiptsRequest, _routing_pb2.WatchReceiptsResponse]
     Status: _grpc.UnaryUnaryMultiCallable[_routing_pb2.RouterStatusRequest, _routing_pb2.RouterStatusResponse]
+    Report: _grpc.StreamUnaryMultiCallable[_routing_pb2.ReportRequest, _routing_pb2.ReportResponse]
+    """A node agent relays what the engines of its machine report; answered when the stream ends."""
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
@@ -45,6 +47,8 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """NOT_FOUND when the receipt is gone or never was."""
     WatchReceipts: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchReceiptsRequest, _routing_pb2.WatchReceiptsResponse]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_routing_pb2.RouterStatusRequest, _routing_pb2.RouterStatusResponse]  # type: ignore[assignment]
+    Report: _aio.StreamUnaryMultiCallable[_routing_pb2.ReportRequest, _routing_pb2.ReportResponse]  # type: ignore[assignment]
+    """A node agent relays what the engines of its machine report; answered when the stream ends."""
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -75,5 +79,13 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.RouterStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.RouterStatusResponse, _abc.Awaitable[_routing_pb2.RouterStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Report(
+        self,
+        request_iterator: _MaybeAsyncIterator[_routing_pb2.ReportRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_pb2.ReportResponse, _abc.Awaitable[_routing_pb2.ReportResponse]]:
+        """A node agent relays what the engines of its machine report; answered when the stream ends."""
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

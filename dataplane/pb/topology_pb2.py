@@ -24,37 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cslipstream/v1/topology.proto\x12\rslipstream.v1\"%\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x9e\x01\n\x07Routing\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12:\n\nparameters\x18\x02 \x03(\x0b\x32&.slipstream.v1.Routing.ParametersEntry\x12\x14\n\x0csession_keys\x18\x03 \x03(\t\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.slipstream.v1.Role\"\x8c\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x16.slipstream.v1.Adapter\x12\"\n\x05pools\x18\x03 \x03(\x0b\x32\x13.slipstream.v1.Pool\x12\'\n\x07routing\x18\x04 \x01(\x0b\x32\x16.slipstream.v1.Routing\"\xeb\x02\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\r\n\x05group\x18\x06 \x01(\t\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x0c\n\x04host\x18\t \x01(\t\x12\x0c\n\x04port\x18\n \x01(\r\x12*\n\x05state\x18\x0b \x01(\x0e\x32\x1b.slipstream.v1.ReplicaState\x12\'\n\x04kind\x18\x0c \x01(\x0e\x32\x19.slipstream.v1.EngineKind\x12\x1a\n\x12kv_capacity_tokens\x18\r \x01(\x04\x12\x17\n\x0fkv_block_tokens\x18\x0e \x01(\r\x12\x13\n\x0bmax_running\x18\x0f \x01(\r\x12\x12\n\nmiddleware\x18\x10 \x01(\x08\x12\x17\n\x0fmax_connections\x18\x11 \x01(\r\"\x96\x01\n\x08Topology\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x19\n\x11published_unix_ms\x18\x03 \x01(\x03\x12$\n\x06models\x18\x04 \x03(\x0b\x32\x14.slipstream.v1.Model\x12(\n\x08replicas\x18\x05 \x03(\x0b\x32\x16.slipstream.v1.Replica\"@\n\x14WatchTopologyRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_number\x18\x02 \x01(\x04*O\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_MIXED\x10\x01\x12\x10\n\x0cROLE_PREFILL\x10\x02\x12\x0f\n\x0bROLE_DECODE\x10\x03*\xcf\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_PENDING\x10\x01\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x1a\n\x16REPLICA_STATE_STOPPING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06*t\n\nEngineKind\x12\x1b\n\x17\x45NGINE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_KIND_SIMULATED\x10\x01\x12\x14\n\x10\x45NGINE_KIND_VLLM\x10\x02\x12\x18\n\x14\x45NGINE_KIND_EXTERNAL\x10\x03\x32Z\n\x0fTopologyService\x12G\n\x05Watch\x12#.slipstream.v1.WatchTopologyRequest\x1a\x17.slipstream.v1.Topology0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cslipstream/v1/topology.proto\x12\rslipstream.v1\"%\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x95\x01\n\x06Shadow\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x39\n\nparameters\x18\x02 \x03(\x0b\x32%.slipstream.v1.Shadow.ParametersEntry\x12\r\n\x05share\x18\x03 \x01(\x01\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\";\n\x07Journal\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x12\n\nfile_bytes\x18\x02 \x01(\x04\x12\r\n\x05\x66iles\x18\x03 \x01(\r\"\x92\x02\n\tAdmission\x12\x15\n\rttft_target_s\x18\x01 \x01(\x01\x12\x14\n\x0cmax_requests\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\x04\x12\x17\n\x0ftenant_requests\x18\x04 \x01(\r\x12\x15\n\rtenant_tokens\x18\x05 \x01(\x04\x12\x12\n\ntimeouts_s\x18\x06 \x03(\x01\x12\x18\n\x10guaranteed_share\x18\x07 \x01(\x01\x12\x36\n\x07weights\x18\x08 \x03(\x0b\x32%.slipstream.v1.Admission.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb3\x02\n\x07Routing\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12:\n\nparameters\x18\x02 \x03(\x0b\x32&.slipstream.v1.Routing.ParametersEntry\x12\x14\n\x0csession_keys\x18\x03 \x03(\t\x12\x0f\n\x07precise\x18\x04 \x01(\x08\x12\x11\n\ttokenizer\x18\x05 \x01(\t\x12\x1b\n\x13precise_deadline_ms\x18\x08 \x01(\x01\x12%\n\x06shadow\x18\x06 \x01(\x0b\x32\x15.slipstream.v1.Shadow\x12+\n\tadmission\x18\x07 \x01(\x0b\x32\x18.slipstream.v1.Admission\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.slipstream.v1.Role\"\xa3\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x16.slipstream.v1.Adapter\x12\"\n\x05pools\x18\x03 \x03(\x0b\x32\x13.slipstream.v1.Pool\x12\'\n\x07routing\x18\x04 \x01(\x0b\x32\x16.slipstream.v1.Routing\x12\x15\n\risolate_cache\x18\x05 \x01(\x08\"\xa3\x03\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\r\n\x05group\x18\x06 \x01(\t\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x0c\n\x04host\x18\t \x01(\t\x12\x0c\n\x04port\x18\n \x01(\r\x12*\n\x05state\x18\x0b \x01(\x0e\x32\x1b.slipstream.v1.ReplicaState\x12\'\n\x04kind\x18\x0c \x01(\x0e\x32\x19.slipstream.v1.EngineKind\x12\x1a\n\x12kv_capacity_tokens\x18\r \x01(\x04\x12\x17\n\x0fkv_block_tokens\x18\x0e \x01(\r\x12\x13\n\x0bmax_running\x18\x0f \x01(\r\x12\x12\n\nmiddleware\x18\x10 \x01(\x08\x12\x17\n\x0fmax_connections\x18\x11 \x01(\r\x12\x1a\n\x12kv_events_endpoint\x18\x12 \x01(\t\x12\x1a\n\x12kv_replay_endpoint\x18\x13 \x01(\t\"\xbf\x01\n\x08Topology\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x19\n\x11published_unix_ms\x18\x03 \x01(\x03\x12$\n\x06models\x18\x04 \x03(\x0b\x32\x14.slipstream.v1.Model\x12(\n\x08replicas\x18\x05 \x03(\x0b\x32\x16.slipstream.v1.Replica\x12\'\n\x07journal\x18\x06 \x01(\x0b\x32\x16.slipstream.v1.Journal\"@\n\x14WatchTopologyRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_number\x18\x02 \x01(\x04*O\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_MIXED\x10\x01\x12\x10\n\x0cROLE_PREFILL\x10\x02\x12\x0f\n\x0bROLE_DECODE\x10\x03*\xcf\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_PENDING\x10\x01\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x1a\n\x16REPLICA_STATE_STOPPING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06*t\n\nEngineKind\x12\x1b\n\x17\x45NGINE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_KIND_SIMULATED\x10\x01\x12\x14\n\x10\x45NGINE_KIND_VLLM\x10\x02\x12\x18\n\x14\x45NGINE_KIND_EXTERNAL\x10\x03\x32Z\n\x0fTopologyService\x12G\n\x05Watch\x12#.slipstream.v1.WatchTopologyRequest\x1a\x17.slipstream.v1.Topology0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slipstream.v1.topology_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SHADOW_PARAMETERSENTRY']._loaded_options = None
+  _globals['_SHADOW_PARAMETERSENTRY']._serialized_options = b'8\001'
+  _globals['_ADMISSION_WEIGHTSENTRY']._loaded_options = None
+  _globals['_ADMISSION_WEIGHTSENTRY']._serialized_options = b'8\001'
   _globals['_ROUTING_PARAMETERSENTRY']._loaded_options = None
   _globals['_ROUTING_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=1032
-  _globals['_ROLE']._serialized_end=1111
-  _globals['_REPLICASTATE']._serialized_start=1114
-  _globals['_REPLICASTATE']._serialized_end=1321
-  _globals['_ENGINEKIND']._serialized_start=1323
-  _globals['_ENGINEKIND']._serialized_end=1439
+  _globals['_ROLE']._serialized_start=1791
+  _globals['_ROLE']._serialized_end=1870
+  _globals['_REPLICASTATE']._serialized_start=1873
+  _globals['_REPLICASTATE']._serialized_end=2080
+  _globals['_ENGINEKIND']._serialized_start=2082
+  _globals['_ENGINEKIND']._serialized_end=2198
   _globals['_ADAPTER']._serialized_start=47
   _globals['_ADAPTER']._serialized_end=84
-  _globals['_ROUTING']._serialized_start=87
-  _globals['_ROUTING']._serialized_end=245
-  _globals['_ROUTING_PARAMETERSENTRY']._serialized_start=196
-  _globals['_ROUTING_PARAMETERSENTRY']._serialized_end=245
-  _globals['_POOL']._serialized_start=247
-  _globals['_POOL']._serialized_end=302
-  _globals['_MODEL']._serialized_start=305
-  _globals['_MODEL']._serialized_end=445
-  _globals['_REPLICA']._serialized_start=448
-  _globals['_REPLICA']._serialized_end=811
-  _globals['_TOPOLOGY']._serialized_start=814
-  _globals['_TOPOLOGY']._serialized_end=964
-  _globals['_WATCHTOPOLOGYREQUEST']._serialized_start=966
-  _globals['_WATCHTOPOLOGYREQUEST']._serialized_end=1030
-  _globals['_TOPOLOGYSERVICE']._serialized_start=1441
-  _globals['_TOPOLOGYSERVICE']._serialized_end=1531
+  _globals['_SHADOW']._serialized_start=87
+  _globals['_SHADOW']._serialized_end=236
+  _globals['_SHADOW_PARAMETERSENTRY']._serialized_start=187
+  _globals['_SHADOW_PARAMETERSENTRY']._serialized_end=236
+  _globals['_JOURNAL']._serialized_start=238
+  _globals['_JOURNAL']._serialized_end=297
+  _globals['_ADMISSION']._serialized_start=300
+  _globals['_ADMISSION']._serialized_end=574
+  _globals['_ADMISSION_WEIGHTSENTRY']._serialized_start=528
+  _globals['_ADMISSION_WEIGHTSENTRY']._serialized_end=574
+  _globals['_ROUTING']._serialized_start=577
+  _globals['_ROUTING']._serialized_end=884
+  _globals['_ROUTING_PARAMETERSENTRY']._serialized_start=187
+  _globals['_ROUTING_PARAMETERSENTRY']._serialized_end=236
+  _globals['_POOL']._serialized_start=886
+  _globals['_POOL']._serialized_end=941
+  _globals['_MODEL']._serialized_start=944
+  _globals['_MODEL']._serialized_end=1107
+  _globals['_REPLICA']._serialized_start=1110
+  _globals['_REPLICA']._serialized_end=1529
+  _globals['_TOPOLOGY']._serialized_start=1532
+  _globals['_TOPOLOGY']._serialized_end=1723
+  _globals['_WATCHTOPOLOGYREQUEST']._serialized_start=1725
+  _globals['_WATCHTOPOLOGYREQUEST']._serialized_end=1789
+  _globals['_TOPOLOGYSERVICE']._serialized_start=2200
+  _globals['_TOPOLOGYSERVICE']._serialized_end=2290
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,157 @@ class Adapter(_message.Message):
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 
 @_typing.final
+class Shadow(_message.Message):
+    """A second policy that is asked for the same decisions, and never routes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    share: _builtins.float
+    """of the decisions that it is asked for, 0 to 1"""
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "policy", b"policy", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shadow: _TypeAlias = Shadow  # noqa: Y015
+
+@_typing.final
+class Journal(_message.Message):
+    """What routers write down of their decisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """1: every call, for replay; less: receipts of that part of the requests"""
+    file_bytes: _builtins.int
+    """0: the router's default"""
+    files: _builtins.int
+    """that are kept; 0: the router's default"""
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        file_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_bytes", b"file_bytes", "files", b"files", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Journal: _TypeAlias = Journal  # noqa: Y015
+
+@_typing.final
+class Admission(_message.Message):
+    """Which requests wait when a model is saturated, and how many. Tokens are of prompts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TTFT_TARGET_S_FIELD_NUMBER: _builtins.int
+    MAX_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TENANT_REQUESTS_FIELD_NUMBER: _builtins.int
+    TENANT_TOKENS_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_S_FIELD_NUMBER: _builtins.int
+    GUARANTEED_SHARE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    ttft_target_s: _builtins.float
+    """a predicted time to the first token above this is saturation"""
+    max_requests: _builtins.int
+    """that wait, of all tenants and priorities"""
+    max_tokens: _builtins.int
+    tenant_requests: _builtins.int
+    """that wait, of one tenant within one priority"""
+    tenant_tokens: _builtins.int
+    guaranteed_share: _builtins.float
+    """of the tokens let go, for each less urgent priority that waits"""
+    @_builtins.property
+    def timeouts_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """longest wait, by priority: high, normal, low"""
+
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """of tenants; others have 1"""
+
+    def __init__(
+        self,
+        *,
+        ttft_target_s: _builtins.float = ...,
+        max_requests: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+        tenant_requests: _builtins.int = ...,
+        tenant_tokens: _builtins.int = ...,
+        timeouts_s: _abc.Iterable[_builtins.float] | None = ...,
+        guaranteed_share: _builtins.float = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guaranteed_share", b"guaranteed_share", "max_requests", b"max_requests", "max_tokens", b"max_tokens", "tenant_requests", b"tenant_requests", "tenant_tokens", b"tenant_tokens", "timeouts_s", b"timeouts_s", "ttft_target_s", b"ttft_target_s", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
 class Routing(_message.Message):
     """How requests of one model are routed."""
 
@@ -151,8 +302,19 @@ class Routing(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     SESSION_KEYS_FIELD_NUMBER: _builtins.int
+    PRECISE_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    PRECISE_DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """round_robin | least_loaded | power_of_two | session | prefix"""
+    precise: _builtins.bool
+    """match prompts, as tokens, with the engines' KV events"""
+    tokenizer: _builtins.str
+    """folder of the model's tokenizer; empty: the simulated engine's own"""
+    precise_deadline_ms: _builtins.float
+    """until a prompt that is not yet matched is routed by its text"""
     @_builtins.property
     def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """by the names that the policy documents"""
@@ -161,16 +323,29 @@ class Routing(_message.Message):
     def session_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """in order of precedence, e.g. x-session-id, user"""
 
+    @_builtins.property
+    def shadow(self) -> Global___Shadow:
+        """absent: none"""
+
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """absent: no request ever waits in the router"""
+
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         session_keys: _abc.Iterable[_builtins.str] | None = ...,
+        precise: _builtins.bool = ...,
+        tokenizer: _builtins.str = ...,
+        precise_deadline_ms: _builtins.float = ...,
+        shadow: Global___Shadow | None = ...,
+        admission: Global___Admission | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "shadow", b"shadow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "policy", b"policy", "session_keys", b"session_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "parameters", b"parameters", "policy", b"policy", "precise", b"precise", "precise_deadline_ms", b"precise_deadline_ms", "session_keys", b"session_keys", "shadow", b"shadow", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,7 +382,10 @@ class Model(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    ISOLATE_CACHE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    isolate_cache: _builtins.bool
+    """its tenants share no cached prompts"""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
     @_builtins.property
@@ -221,10 +399,11 @@ class Model(_message.Message):
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
         pools: _abc.Iterable[Global___Pool] | None = ...,
         routing: Global___Routing | None = ...,
+        isolate_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "name", b"name", "pools", b"pools", "routing", b"routing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "isolate_cache", b"isolate_cache", "name", b"name", "pools", b"pools", "routing", b"routing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +430,8 @@ class Replica(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     MIDDLEWARE_FIELD_NUMBER: _builtins.int
     MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    KV_EVENTS_ENDPOINT_FIELD_NUMBER: _builtins.int
+    KV_REPLAY_ENDPOINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """<pool>-<index>, stable over restarts"""
     server: _builtins.str
@@ -279,6 +460,10 @@ class Replica(_message.Message):
     """holds the response start until the first token"""
     max_connections: _builtins.int
     """HAProxy's per-server backstop; 0: none"""
+    kv_events_endpoint: _builtins.str
+    """ZMQ endpoint to connect to; empty: none are published"""
+    kv_replay_endpoint: _builtins.str
+    """where missed events are asked for"""
     def __init__(
         self,
         *,
@@ -299,10 +484,12 @@ class Replica(_message.Message):
         max_running: _builtins.int = ...,
         middleware: _builtins.bool = ...,
         max_connections: _builtins.int = ...,
+        kv_events_endpoint: _builtins.str = ...,
+        kv_replay_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "group", b"group", "host", b"host", "kind", b"kind", "kv_block_tokens", b"kv_block_tokens", "kv_capacity_tokens", b"kv_capacity_tokens", "max_connections", b"max_connections", "max_running", b"max_running", "middleware", b"middleware", "model", b"model", "name", b"name", "node", b"node", "pool", b"pool", "port", b"port", "rank", b"rank", "server", b"server", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "group", b"group", "host", b"host", "kind", b"kind", "kv_block_tokens", b"kv_block_tokens", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_events_endpoint", b"kv_events_endpoint", "kv_replay_endpoint", b"kv_replay_endpoint", "max_connections", b"max_connections", "max_running", b"max_running", "middleware", b"middleware", "model", b"model", "name", b"name", "node", b"node", "pool", b"pool", "port", b"port", "rank", b"rank", "server", b"server", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +504,7 @@ class Topology(_message.Message):
     PUBLISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """grows by one or more with every change; never reused in a cluster"""
     cluster: _builtins.str
@@ -326,6 +514,10 @@ class Topology(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]: ...
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
+    @_builtins.property
+    def journal(self) -> Global___Journal:
+        """absent: none is written"""
+
     def __init__(
         self,
         *,
@@ -334,10 +526,11 @@ class Topology(_message.Message):
         published_unix_ms: _builtins.int = ...,
         models: _abc.Iterable[Global___Model] | None = ...,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
+        journal: Global___Journal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "models", b"models", "number", b"number", "published_unix_ms", b"published_unix_ms", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "journal", b"journal", "models", b"models", "number", b"number", "published_unix_ms", b"published_unix_ms", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -147,14 +147,12 @@ end
 
 local function block_hashes(b, n, from, env)
   local last = n < HASHED and n or HASHED
-  if last - from < BLOCK then return pack("<i8", env:hash(sub(b, from, last), 0)) end
-  local values, count, seed = {}, 0, 0
+  if last - from < BLOCK then return pack("<i8", env:block_hash(sub(b, from, last))) end
+  local values, count = {}, 0
   for i = from, last, BLOCK do
     local stop = i + BLOCK - 1
-    local value = env:hash(sub(b, i, stop < last and stop or last), seed)
-    seed = value & 0x7FFFFFFF
     count = count + 1
-    values[count] = value
+    values[count] = env:block_hash(sub(b, i, stop < last and stop or last))
   end
   return pack(HASH_FORMAT[count], unpack(values, 1, count))
 end
@@ -193,7 +191,7 @@ local function session_of(b, n, keys, whole, env)
     if value and value ~= "" then
       local text = key.name .. "=" .. value
       if #text <= MAX_VALUE then return text end
-      return key.name .. "=#" .. ("%016x"):format(env:hash(value, 0))
+      return key.name .. "=#" .. ("%016x"):format(env:hash(value))
     end
   end
   return ""
@@ -222,7 +220,8 @@ end
 
 -- Return the record, and the model's state.
 --   b: the buffered body; whole: whether that is all of it; body_bytes: its announced length
---   env: methods hash(string, seed) -> integer, header(name) -> string or nil, session_keys(model) -> list or nil
+--   env: methods block_hash(string) -> integer (xxh3), hash(string) -> integer (xxh64), header(name) -> string or nil,
+--     session_keys(model) -> list or nil
 local function record(b, kind, whole, body_bytes, env)
   local n = #b
   local form = FORM_KINDS[kind] and match(env:header("content-type") or "", "^[Mm]ultipart/form%-data;.*boundary=\"?([^\";,]+)")

@@ -15,6 +15,8 @@ local pins = Map.new("pins.map", Map._str)
 local kinds = Map.new("kinds.map", Map._str)
 -- HAProxy opens the maps of its expressions after it has left this file's folder: what Lua named is open by then.
 Map.new("keys.map", Map._str)
+Map.new("priorities.map", Map._str)
+Map.new("salts.map", Map._str)
 
 local function answer(txn, status, body, headers)
   local reply = txn:reply({status = status})
@@ -65,7 +67,8 @@ core.register_action("headers_too_large", {"http-req"}, function(txn) refuse(txn
 -- What the feature record needs of one transaction. A table for each: an action may be suspended and another one run.
 local Env = {}
 Env.__index = Env
-function Env:hash(text, seed) return self.c:xxh64(text, seed) end
+function Env:hash(text) return self.c:xxh64(text, 0) end
+function Env:block_hash(text) return self.c:xxh3(text, 0) end
 function Env:header(name)
   local value = self.sf:req_hdr(name)
   return value ~= "" and value:sub(1, HEADER_LIMIT) or nil

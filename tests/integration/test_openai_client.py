@@ -141,7 +141,7 @@ def test_every_decision_has_a_receipt(one_model: Cluster, client: OpenAI) -> Non
         found["server"] == raw.headers["x-slipstream-replica"]
     )
     assert found["model"] == "demo"
-    assert found["policy"] == "prefix"
+    assert found["policy"] == "cost"
     assert len(found["candidates"]) == 3  # type: ignore[arg-type]
     table = one_model.cli("why", request_id).stdout
     assert request_id in table

@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx2
 import pytest
 from openai import OpenAI
 
+from dataplane.pb import routing_pb2 as pb
+from dataplane.pb.routing_pb2_grpc import RoutingServiceStub
 from tests.integration.cluster import VLLM_START_DEADLINE_S, Cluster, running, until
 
 pytestmark = pytest.mark.vllm
@@ -113,6 +116,59 @@ def test_a_stored_response_is_found_on_its_replica(client: OpenAI) -> None:
         found = client.responses.with_raw_response.retrieve(response.id)
         assert found.parse().id == response.id
         assert found.headers["x-slipstream-replica"] == made.headers["x-slipstream-replica"]
+
+
+def _status(cluster: Cluster) -> pb.RouterStatusResponse:
+    with grpc.insecure_channel(f"unix:{cluster.state}/run/router.sock") as channel:
+        return RoutingServiceStub(channel).Status(pb.RouterStatusRequest())
+
+
+def _hits(cluster: Cluster) -> dict[str, float]:
+    """Return the engines' own counts of prompt tokens that they found cached."""
+    found = {}
+    for view in cluster.json("get", "replicas"):
+        replica = view["replica"]
+        page = httpx2.get(f"http://{replica['host']}:{replica['port']}/metrics", timeout=60, trust_env=False).text
+        (line,) = (line for line in page.splitlines() if line.startswith("vllm:prefix_cache_hits_total{"))
+        found[replica["name"]] = float(line.rpartition(" ")[2])
+    return found
+
+
+def test_a_conversation_finds_its_cache_and_the_engine_says_so(cluster: Cluster, client: OpenAI) -> None:
+    """The second turn goes where the first was; the engine's own count of hits grows there, and is reported."""
+    before = _status(cluster)
+    messages = [{"role": "user", "content": "the quick brown fox replica rank prefill decode " * 100}]
+    hits = _hits(cluster)
+    seen = []
+    for turn in ("more about the fox", "and the decode"):
+        for _ in range(2):  # something else in between, so that no replica is just the next one
+            client.completions.create(model="tiny", prompt=f"something else {turn}", max_tokens=2)
+        made = client.chat.completions.with_raw_response.create(model="tiny", messages=messages, max_tokens=8)  # type: ignore[arg-type]
+        answer = made.parse()
+        seen.append(made.headers["x-slipstream-replica"].rpartition(".g")[0])
+        messages += [
+            {"role": "assistant", "content": answer.choices[0].message.content or ""},
+            {"role": "user", "content": turn},
+        ]
+    assert seen[0] == seen[1]
+    grown = {name: count - hits[name] for name, count in _hits(cluster).items()}
+    assert grown[seen[0]] > 500
+
+    def finished(status: pb.RouterStatusResponse) -> bool:
+        return status.reports["finished"] >= before.reports["finished"] + 6
+
+    told = until(lambda: _status(cluster), finished, "every request was reported")
+    reported, base = (
+        sum(one.reported_tokens for one in status.cache_predictions if not one.adapter) for status in (told, before)
+    )
+    assert reported - base > 500
+    assert not told.reports_ignored["malformed"] and not told.reports_ignored["impossible"]
+
+    def read(status: pb.RouterStatusResponse) -> bool:
+        ages = [replica.telemetry_age_s for replica in status.replicas]
+        return min(ages) >= 0 and any(replica.ttft_s > 0 for replica in status.replicas)
+
+    until(lambda: _status(cluster), read, "every engine's figures were read, and times to first tokens", 60)
 
 
 def test_a_killed_engine_comes_back_as_a_new_generation(cluster: Cluster, client: OpenAI) -> None:

@@ -57,8 +57,8 @@ class AgentConnection(Generic[Quick]):
     """The agent's half of one connection.
 
     ``shortcut(data, start, stop)`` is tried on each frame first once the handshake is done: what it returns, unless
-    None, is the event. It must accept only well-formed NOTIFY frames with the FIN flag and must not raise. A frame that
-    came in pieces is handed over as the bytearray in which it was collected, which nothing changes any more.
+    None, is the event. It must accept only well-formed NOTIFY frames with the FIN flag and must not raise. ``data`` is
+    what ``receive`` was given, or for a frame that came in pieces the bytearray in which it was collected.
 
     Memory: an unfinished frame is kept as it arrived, so a connection holds at most twice what its peer sent and never
     more than two frames of the negotiated size.
@@ -89,24 +89,26 @@ class AgentConnection(Generic[Quick]):
         self._to_send.clear()
         return data
 
-    def receive(self, data: bytes | memoryview) -> list[Notify | Quick]:
-        """Take bytes and return the questions that they completed; a view is read before this returns.
+    def receive(self, data: bytes | bytearray, size: int = -1) -> list[Notify | Quick]:
+        """Take the first ``size`` bytes (-1: all) and return the questions that they completed.
 
-        Raises ProtocolError on the first malformed frame; the AGENT-DISCONNECT with its status is then queued, the
-        state is CLOSED and whatever else came with it is dropped.
+        Nothing of a whole frame is copied: the shortcut's event may look into ``data``, so it is to be answered before
+        ``data`` changes. Raises ProtocolError on the first malformed frame; the AGENT-DISCONNECT with its status is
+        then queued, the state is CLOSED and whatever else came with it is dropped.
         """
         if self.state is State.CLOSED:
             return []
+        if size < 0:
+            size = len(data)
         if self._pending:
-            self._pending += data
-            if len(self._pending) < self._needed:
+            self._pending += memoryview(data)[:size]
+            size = len(self._pending)
+            if size < self._needed:
                 return []
-            whole: bytes | bytearray = self._pending
+            data = self._pending
             self._pending = bytearray()
-        else:
-            whole = data if isinstance(data, bytes) else bytes(data)
         try:
-            return self._frames(whole)
+            return self._frames(data, size)
         except ProtocolError as error:
             self.close(error.status, error.message)
             raise
@@ -119,9 +121,9 @@ class AgentConnection(Generic[Quick]):
         self._pending = bytearray()
         self._to_send.append(encode(Disconnect(status, message.encode(), from_agent=True)))
 
-    def _frames(self, data: bytes | bytearray) -> list[Notify | Quick]:
+    def _frames(self, data: bytes | bytearray, end: int) -> list[Notify | Quick]:
         events: list[Notify | Quick] = []
-        at, end, needed = 0, len(data), _LENGTH_BYTES
+        at, needed = 0, _LENGTH_BYTES
         shortcut = self._shortcut if self.state is State.READY else no_shortcut
         while end - at >= _LENGTH_BYTES:
             start = at + _LENGTH_BYTES
@@ -144,7 +146,7 @@ class AgentConnection(Generic[Quick]):
                 events.append(event)
             at = stop
         if at < end:
-            self._pending += memoryview(data)[at:]
+            self._pending += memoryview(data)[at:end]
             self._needed = needed
         return events
 

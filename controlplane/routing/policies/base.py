@@ -30,6 +30,15 @@ class Reason(IntEnum):
     PINNED = 11
     BODY_NEEDED = 12
     REFUSED = 13
+    LOWEST_COST = 14
+    LOWEST_COST_WITH_CACHE = 15
+    SHED_TENANT_REQUESTS = 16
+    SHED_TENANT_TOKENS = 17
+    SHED_QUEUE_REQUESTS = 18
+    SHED_QUEUE_TOKENS = 19
+    SHED_DISPLACED = 20
+    SHED_TIMEOUT = 21
+    SHED_ROUTER_FULL = 22
 
 
 # Plain numbers of the reasons that decisions name all day: an enum's member costs more to look up than to use.
@@ -59,9 +68,12 @@ class Parameter:
     doc: str
 
 
+#: Terms of a score that a receipt keeps.
+MAX_TERMS = 4
 #: (candidates, at most 8, the winner first; scores, lower is better, or None for the policy's ``score_kind``; prefix
-#: blocks held by each, or None; the Reason's number; replicas left out because they were over the load bound).
-Choice: TypeAlias = tuple[list[Replica], Sequence[float] | None, Sequence[int] | None, int, int]
+#: blocks held by each, or None; the Reason's number; replicas left out because they were over the load bound; the
+#: terms of each candidate's score, one after the other in the order of ``Policy.terms``, or None).
+Choice: TypeAlias = tuple[list[Replica], Sequence[float] | None, Sequence[int] | None, int, int, Sequence[float] | None]
 
 
 class Policy(Protocol):
@@ -74,6 +86,8 @@ class Policy(Protocol):
     name: ClassVar[str]
     parameters: ClassVar[Mapping[str, Parameter]]
     score_kind: ClassVar[ScoreKind]
+    #: Names of the (at most 4) terms that a score is the sum of; empty: they are not kept.
+    terms: ClassVar[tuple[str, ...]]
     #: Whether receipts show how much of the prompt each candidate holds.
     reads_prefixes: ClassVar[bool]
 
@@ -83,8 +97,8 @@ class Policy(Protocol):
     def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
         """Take a new topology: the replicas that may be chosen, and the names of all in the same pools, both sorted."""
 
-    def choose(self, view: View, request: Request) -> Choice:
-        """Choose; ``view.order`` has at least one replica."""
+    def choose(self, view: View, request: Request, now_s: float) -> Choice:
+        """Choose; ``view.order`` has at least one replica. A signal's age is ``now_s`` less its time."""
 
 
 def complete(parameters: Mapping[str, Parameter], given: Mapping[str, float]) -> dict[str, float]:

@@ -40,6 +40,7 @@ class LeastLoaded:
     name: ClassVar[str] = "least_loaded"
     parameters: ClassVar[Mapping[str, Parameter]] = {"adapter_penalty": ADAPTER_PENALTY}
     score_kind: ClassVar[ScoreKind] = ScoreKind.IN_FLIGHT
+    terms: ClassVar[tuple[str, ...]] = ()
     reads_prefixes: ClassVar[bool] = False
 
     def __init__(self, values: Mapping[str, float], seed: int) -> None:
@@ -48,10 +49,10 @@ class LeastLoaded:
     def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
         """Nothing is kept."""
 
-    def choose(self, view: View, request: Request) -> Choice:
+    def choose(self, view: View, request: Request, now_s: float) -> Choice:
         """See the class."""
         if not view.adapter:
-            return view.order.least(), None, None, LEAST_IN_FLIGHT, 0
+            return view.order.least(), None, None, LEAST_IN_FLIGHT, 0, None
         return least_with_adapter(view, self._adapter_penalty)
 
 
@@ -65,4 +66,4 @@ def least_with_adapter(view: View, penalty: float) -> Choice:
     del scored[CANDIDATES:]
     winner = scored[0][2]
     reason = Reason.ADAPTER_RESIDENT if winner in residents else LEAST_IN_FLIGHT
-    return [entry[2] for entry in scored], [entry[0] for entry in scored], None, reason, 0
+    return [entry[2] for entry in scored], [entry[0] for entry in scored], None, reason, 0, None

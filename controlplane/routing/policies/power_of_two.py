@@ -26,6 +26,7 @@ class PowerOfTwo:
     name: ClassVar[str] = "power_of_two"
     parameters: ClassVar[Mapping[str, Parameter]] = {"adapter_penalty": ADAPTER_PENALTY}
     score_kind: ClassVar[ScoreKind] = ScoreKind.IN_FLIGHT
+    terms: ClassVar[tuple[str, ...]] = ()
     reads_prefixes: ClassVar[bool] = False
 
     def __init__(self, values: Mapping[str, float], seed: int) -> None:
@@ -36,14 +37,14 @@ class PowerOfTwo:
     def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
         """Nothing is kept."""
 
-    def choose(self, view: View, request: Request) -> Choice:
+    def choose(self, view: View, request: Request, now_s: float) -> Choice:
         """See the class."""
         if view.adapter:
             return least_with_adapter(view, self._adapter_penalty)
         replicas = view.order.replicas
         count = len(replicas)
         if count == 1:
-            return replicas[:], None, None, Reason.ONLY_REPLICA.value, 0
+            return replicas[:], None, None, Reason.ONLY_REPLICA.value, 0, None
         state = self._state
         state ^= state << 13 & _U32
         state ^= state >> 17
@@ -56,4 +57,4 @@ class PowerOfTwo:
         one = replicas[first]
         other = replicas[second]
         pair = [one, other] if one.in_flight <= other.in_flight else [other, one]
-        return pair, None, None, FEWER_OF_TWO, 0
+        return pair, None, None, FEWER_OF_TWO, 0, None

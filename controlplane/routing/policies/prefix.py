@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import ClassVar
 
-from controlplane.routing.load import BLOCK_BYTES, CANDIDATES, Replica
+from controlplane.routing.load import CANDIDATES, Replica
 from controlplane.routing.policies.base import LONGEST_PREFIX, NO_PREFIX, Choice, Parameter, Reason, ScoreKind
 from controlplane.routing.policies.least_loaded import ADAPTER_PENALTY, residents_of
-from controlplane.routing.prefix_index import HASH_BYTES, HOLDERS_WEIGHED, NOTHING, Match, hold, match, parts, release
+from controlplane.routing.prefix_index import HOLDERS_WEIGHED, Match, parts
 from controlplane.routing.record import Request
 from controlplane.routing.view import View
 
@@ -51,6 +51,7 @@ class Prefix:
         "adapter_penalty": ADAPTER_PENALTY,
     }
     score_kind: ClassVar[ScoreKind] = ScoreKind.WRITTEN
+    terms: ClassVar[tuple[str, ...]] = ()
     reads_prefixes: ClassVar[bool] = True
 
     def __init__(self, values: Mapping[str, float], seed: int) -> None:
@@ -59,45 +60,18 @@ class Prefix:
         self._factor = values["imbalance_factor"]
         self._floor = values["imbalance_floor"]
         self._adapter_penalty = values["adapter_penalty"] * self._load_weight
-        #: The last choice's chain and what the tree knew of it: ``hold`` follows ``choose`` at once.
-        self._chain = b""
-        self._known: Match | None = None
 
     def refresh(self, members: Sequence[Replica], names: Sequence[str]) -> None:
         """Nothing is kept."""
 
-    def hold(self, view: View, replica: Replica) -> bytes:
-        """Note that the replica of the last choice is about to cache that choice's prompt; return its chain."""
-        known = self._known
-        if known is None:
-            return b""
-        self._known = None
-        hold(view.root, replica, self._chain, known)
-        return self._chain
-
-    def move(self, view: View, chain: bytes, chosen: Replica, answered: Replica) -> None:
-        """Note that a prompt went to another replica than the chosen one."""
-        if chosen.order is view.order:
-            release(view.root, chosen, chain)
-        if answered.order is view.order:
-            hold(view.root, answered, chain, match(view.root, chain))
-
-    def choose(self, view: View, request: Request) -> Choice:
+    def choose(self, view: View, request: Request, now_s: float) -> Choice:
         """See the class."""
-        hashes = request.hashes
-        blocks = len(hashes) >> 3
-        if blocks * BLOCK_BYTES > request.prompt_bytes:
-            hashes = hashes[:-HASH_BYTES]
+        blocks = len(request.hashes) >> 3
+        known = view.lookup(request)
         least = view.order.least()
-        known = NOTHING
-        if hashes:
-            self._chain = hashes
-            self._known = known = match(view.root, hashes)
-        else:
-            self._known = None
         if not known[0] and known[2] is None and not view.adapter:
             slope = self._load_weight + self._interference * blocks
-            return least, [blocks + slope * replica.in_flight for replica in least], None, NO_PREFIX, 0
+            return least, [blocks + slope * replica.in_flight for replica in least], None, NO_PREFIX, 0, None
         hits: dict[Replica, int] = {}
         left_out = self._take_holders(view, least, known, hits)
         for replica in least:
@@ -153,6 +127,6 @@ class Prefix:
             scores[0], scores[best] = scores[best], scores[0]
             held[0], held[best] = held[best], held[0]
         if held[0]:
-            return candidates, scores, held, LONGEST_PREFIX, over
+            return candidates, scores, held, LONGEST_PREFIX, over, None
         reason = Reason.PREFIX_OUTWEIGHED.value if over or any(held) else NO_PREFIX
-        return candidates, scores, held, reason, over
+        return candidates, scores, held, reason, over, None

@@ -22,6 +22,7 @@ class RoundRobin:
     name: ClassVar[str] = "round_robin"
     parameters: ClassVar[Mapping[str, Parameter]] = {}
     score_kind: ClassVar[ScoreKind] = ScoreKind.RANK
+    terms: ClassVar[tuple[str, ...]] = ()
     reads_prefixes: ClassVar[bool] = False
 
     def __init__(self, values: Mapping[str, float], seed: int) -> None:
@@ -34,11 +35,11 @@ class RoundRobin:
         self._count = len(members)
         self._members = [*members, *members[:CANDIDATES]]  # so that a window never has to wrap
 
-    def choose(self, view: View, request: Request) -> Choice:
+    def choose(self, view: View, request: Request, now_s: float) -> Choice:
         """See the class."""
         self._turn = turn = (self._turn + 1) % self._count
         window = self._members[turn : turn + CANDIDATES] if self._count >= CANDIDATES else self._wrapped(turn)
-        return window, None, None, NEXT_IN_TURN, 0
+        return window, None, None, NEXT_IN_TURN, 0, None
 
     def _wrapped(self, turn: int) -> list[Replica]:
         return self._members[turn : turn + self._count]

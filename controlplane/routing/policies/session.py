@@ -75,6 +75,7 @@ class Session:
         "adapter_penalty": ADAPTER_PENALTY,
     }
     score_kind: ClassVar[ScoreKind] = ScoreKind.RANK
+    terms: ClassVar[tuple[str, ...]] = ()
     reads_prefixes: ClassVar[bool] = False
 
     def __init__(self, values: Mapping[str, float], seed: int) -> None:
@@ -136,7 +137,7 @@ class Session:
         numbered = self._numbered
         return dict.fromkeys([numbered[found & SEAT] for found in following])
 
-    def choose(self, view: View, request: Request) -> Choice:
+    def choose(self, view: View, request: Request, now_s: float) -> Choice:
         """See the class."""
         order = view.order
         bound = -int(-self._factor * (order.total + 1) // len(order.replicas))
@@ -144,7 +145,7 @@ class Session:
         if near is None:
             near = self._find(view, request.session)
         if near and (near[0].in_flight < bound or near[0].in_flight < self._floor):
-            return near, None, None, SESSION, 0
+            return near, None, None, SESSION, 0, None
         if not _names_session(view, request.session):
             return self._without_session(view)
         return self._pass_over(view, request.session, near, max(bound, self._floor))
@@ -174,7 +175,7 @@ class Session:
         shown = [replica for replica in full if replica not in free][: CANDIDATES - 1]
         free = free[: CANDIDATES - len(shown)]
         scores = [float(rank) for rank in range(len(free))] + [OVER_BOUND + rank for rank in range(len(shown))]
-        return free + shown, scores, None, reason.value, len(full)
+        return free + shown, scores, None, reason.value, len(full), None
 
     def _walk(self, session: bytes, bound: int) -> tuple[list[Replica], list[Replica]]:
         """Return the next replicas on the ring that are not full (at most 8), and the full ones before them."""
@@ -193,7 +194,7 @@ class Session:
             return least_with_adapter(view, self._adapter_penalty)
         candidates = view.order.least()
         scores = [float(replica.in_flight) for replica in candidates]
-        return candidates, scores, None, Reason.NO_SESSION.value, 0
+        return candidates, scores, None, Reason.NO_SESSION.value, 0, None
 
 
 def _names_session(view: View, session: bytes) -> bool:

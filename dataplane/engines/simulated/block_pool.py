@@ -22,6 +22,7 @@ class BlockStored:
     parent: int | None
     tokens: tuple[int, ...]
     adapter: str
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,8 @@ class Engine:
         start = index * self._block
         tokens = tuple(sequence.tokens[start : start + self._block])
         parent = sequence.names[index - 1] if index else None
-        self._events.append(BlockStored(sequence.names[index], parent, tokens, sequence.prompt.adapter))
+        prompt = sequence.prompt
+        self._events.append(BlockStored(sequence.names[index], parent, tokens, prompt.adapter, prompt.salt))
 
     def _note_removed(self) -> None:
         if self._record_events:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataplane.engines.simulated.block_pool import BlockEvent
 from dataplane.engines.simulated.engine import Engine, Step
 from dataplane.engines.simulated.sequence import Prompt, Sequence, State
+from dataplane.middleware import accounts
+from dataplane.middleware.accounts import Figures
 
 #: uvloop's timers have whole milliseconds; a shorter wait would spin.
 TIMER_S = 0.001
@@ -24,10 +26,11 @@ MAX_LAG_S = 0.5
 class Ticket:
     """One sequence, as a request waits for it."""
 
-    __slots__ = ("_waiter", "_whole", "sequence")
+    __slots__ = ("_account", "_waiter", "_whole", "sequence")
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
+        self._account = accounts.current.get()
         self._waiter: asyncio.Future[None] | None = None
         self._whole = False
 
@@ -46,6 +49,25 @@ class Ticket:
         """Wait until the sequence ended."""
         self._whole = True
         await self.beyond(self.sequence.prompt.max_tokens)
+
+    def book(self) -> None:
+        """Book what the sequence did on its request's account: its first token, and all when it is finished."""
+        account = self._account
+        sequence = self.sequence
+        if account is None:
+            return
+        if sequence.state is State.FINISHED:
+            prompt = sequence.prompt.tokens
+            figures = Figures(
+                len(prompt),
+                sequence.cached_tokens + sequence.external_tokens,
+                sequence.produced,
+                max(0.0, sequence.admitted_s - sequence.arrived_s),
+                max(0.0, sequence.first_token_s - sequence.admitted_s),
+            )
+            account.finished(id(prompt), figures)
+        elif sequence.produced == 1:
+            account.first_token()
 
     def wake(self) -> None:
         """Let the waiting request look again, unless it waits for the end and that is not yet."""
@@ -155,6 +177,7 @@ class Pacer:
                 continue
             if sequence.state is State.FINISHED:
                 del self._tickets[sequence.key]
+            ticket.book()
             ticket.wake()
 
     def _publish_events(self) -> None:

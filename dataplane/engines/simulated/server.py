@@ -53,7 +53,12 @@ async def serve(settings: Settings, middleware: Sequence[str] = ()) -> None:
     if settings.kv_events_endpoint:
         from dataplane.engines.simulated.kv_events import Publisher  # ZeroMQ costs memory and start-up time
 
-        publisher = Publisher(settings.kv_events_endpoint, settings.kv_block_tokens)
+        publisher = Publisher(
+            settings.kv_events_endpoint,
+            settings.kv_block_tokens,
+            settings.kv_replay_endpoint,
+            settings.kv_events_topic,
+        )
     engine = Engine(
         settings.speeds, settings.sizes, Statistics(settings.context_tokens), record_events=publisher is not None
     )

@@ -31,6 +31,8 @@ class Settings:
     max_running: int = 256
     max_model_tokens: int = 32_768
     kv_events_endpoint: str = ""
+    kv_replay_endpoint: str = ""
+    kv_events_topic: str = ""
     fault_switches: bool = False
     shutdown_timeout_s: float = 30.0
 
@@ -79,7 +81,7 @@ def parse(text: str) -> Settings:
 
 
 _COUNTS = {"max_batched_tokens", "kv_capacity_tokens", "kv_block_tokens", "max_running", "max_model_tokens"}
-_TEXTS = {"model", "host", "replica", "kv_events_endpoint"}
+_TEXTS = {"model", "host", "replica", "kv_events_endpoint", "kv_replay_endpoint", "kv_events_topic"}
 
 
 def _check(name: str, value: object) -> None:

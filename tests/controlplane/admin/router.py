@@ -43,6 +43,10 @@ class Router(routing_pb2_grpc.RoutingServiceServicer):
         finally:
             self.watchers -= 1
 
+    async def Report(self, request_iterator: Any, context: Any) -> routing_pb2.ReportResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        raise AssertionError
+
     async def Route(self, request: routing_pb2.RouteRequest, context: Any) -> routing_pb2.RouteResponse:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
         raise AssertionError

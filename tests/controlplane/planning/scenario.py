@@ -64,7 +64,9 @@ class World:
         first, last = ports.split("-")
         self.nodes[name] = NodeDesired(name, address, int(first), int(last))
 
-    def _pool(self, name: str, replicas: str = "1", shape: str = "a", nodes: str = "", endpoints: str = "") -> None:
+    def _pool(
+        self, name: str, replicas: str = "1", shape: str = "a", nodes: str = "", endpoints: str = "", ports: str = "1"
+    ) -> None:
         places = [place.rpartition(":") for place in endpoints.split(",") if place]
         self.pools[name] = PoolDesired(
             name=name,
@@ -75,6 +77,7 @@ class World:
             nodes=tuple(nodes.split(",")) if nodes else (),
             external=bool(places),
             endpoints=tuple((host, int(port)) for host, _, port in places),
+            ports=int(ports),
         )
 
     def _remove(self, kind: str, name: str) -> None:

@@ -15,6 +15,7 @@ from controlplane.router.spop.frames import (
     encode,
 )
 from controlplane.router.spop.values import Kind, Typed
+from controlplane.routing.admission.settings import DEFAULT_PRIORITY
 from tests.controlplane.router import recorded
 from tests.controlplane.router.test_values import RUNS
 
@@ -124,6 +125,41 @@ def test_any_cut_of_the_stream_gives_the_same_questions(cuts: list[int]) -> None
 
 
 @RUNS
+@given(
+    st.lists(st.sampled_from((0, 1, 300, 8191, 8192, 30_000)), min_size=1, max_size=5),
+    st.lists(st.integers(1, 40_000), max_size=30),
+)
+def test_questions_are_read_where_they_arrived(sizes: list[int], cuts: list[int]) -> None:
+    bodies = [bytes((65 + at,)) * size for at, size in enumerate(sizes)]
+    stream = recorded.HELLO + b"".join(
+        whole_frame(
+            7,
+            (b"id", Typed.string(b"7F:1_2")),
+            (b"kind", Typed(Kind.INT64, 1)),
+            (b"tenant", Typed(Kind.NULL, None)),
+            (b"size", Typed(Kind.INT64, len(body))),
+            (b"model", Typed(Kind.NULL, None)),
+            (b"body", Typed(Kind.BINARY, body)),
+        )
+        for body in bodies
+    )
+    connection = new_connection()
+    shared = bytearray(len(stream))
+    found: list[bytes] = []
+    at = 0
+    for cut in [*cuts, len(stream)]:
+        piece = stream[at : at + cut]
+        at += cut
+        shared[: len(piece)] = piece
+        for event in connection.receive(shared, len(piece)):
+            assert isinstance(event, Whole)
+            found.append(bytes(event.body))
+        shared[:] = b"\xff" * len(shared)  # as the next read of any connection would
+    assert found == bodies
+    assert connection.pending_bytes == 0
+
+
+@RUNS
 @given(st.lists(st.binary(max_size=300), max_size=5), st.booleans())
 def test_arbitrary_bytes_raise_only_protocol_errors(chunks: list[bytes], ready: bool) -> None:
     connection = ready_connection() if ready else new_connection()
@@ -188,7 +224,7 @@ def test_the_shortcut_reads_records_of_every_size(size: int) -> None:
     data = encode(Notify(1 << 40, 1, (Message(b"route", arguments),)))
     quick = read_route(data, 4, len(data))
     assert quick is not None
-    assert quick[1:] == (b"i", b"r" * size, b"t", None)
+    assert quick[1:] == (b"i", b"r" * size, b"t", None, DEFAULT_PRIORITY)
 
 
 def test_messages_of_others_have_no_question() -> None:

@@ -10,7 +10,7 @@ from controlplane.router import calls, unix_sockets
 from controlplane.router.calls import Calls
 from controlplane.router.counters import Counters
 from controlplane.router.log_feed import MAX_LINES_PER_TURN, LogFeed, lengthen_queue, parse
-from controlplane.routing.core import Completion
+from controlplane.routing.events import Completion
 from tests.controlplane.router.gateway import until
 from tests.controlplane.router.test_values import RUNS
 

@@ -17,7 +17,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from controlplane.routing.core import Completion, RoutingCore
+from controlplane.routing.core import RoutingCore
+from controlplane.routing.events import CacheCleared, Completion, EngineReport, FirstByte, Telemetry
 from controlplane.routing.features import KIND_NUMBERS, Request, from_body, parse, record
 from controlplane.routing.fleet import AdapterInfo, ModelInfo, PoolInfo, ReplicaInfo, Topology
 from controlplane.routing.load import Decision
@@ -77,7 +78,14 @@ class Scenario:
             if word == "model":
                 policy = [part for part in rest[1:] if "=" not in part]
                 settings = {name: float(value) for name, value in _settings(rest[1:]).items()}
-                models.append(ModelInfo(rest[0], policy=policy[0] if policy else "", parameters=settings))
+                models.append(
+                    ModelInfo(
+                        rest[0],
+                        policy=policy[0] if policy else "",
+                        parameters=settings,
+                        isolated=bool(settings.pop("isolated", 0.0)),
+                    )
+                )
             elif word == "adapter":
                 models[-1] = _with(models[-1], adapters=(*models[-1].adapters, AdapterInfo(rest[0])))
             elif word == "keys":
@@ -113,7 +121,7 @@ class Scenario:
             kind=KIND_NUMBERS[told.get("kind", "chat")],
             flags=int(told.get("flags", "1")),
         )
-        parsed = parse(record(made, STATES[told.get("state", "seen")]))
+        parsed = parse(record(made, STATES[told.get("state", "seen")]), told.get("tenant", "").encode())
         self.asked[words[0]] = parsed
         return _said(self.core.decide(words[0].encode(), parsed, self.now_s))
 
@@ -127,6 +135,46 @@ class Scenario:
         first = int(words[3]) if len(words) > 3 else 20
         ended = Completion(words[0].encode(), words[1].encode(), status, first, 100, 1000, b"--", 0)
         return "finished" if self.core.finished(ended, self.now_s) else "unknown"
+
+    def do_first_byte(self, words: list[str], below: list[str]) -> str:
+        return _heard(self.core.first_byte(FirstByte(words[0].encode(), words[1].encode()), self.now_s))
+
+    def do_report(self, words: list[str], below: list[str]) -> str:
+        told = {name: float(value) for name, value in _settings(words[2:]).items()}
+        report = EngineReport(
+            request_id=words[0].encode(),
+            server=words[1].encode(),
+            prompt_tokens=int(told.get("prompt", -1)),
+            cached_tokens=int(told.get("cached", -1)),
+            output_tokens=int(told.get("output", -1)),
+            queue_s=told.get("queue_s", -1.0),
+            prefill_s=told.get("prefill_s", -1.0),
+        )
+        return _heard(self.core.reported(report, self.now_s))
+
+    def do_telemetry(self, words: list[str], below: list[str]) -> str:
+        told = {name: float(value) for name, value in _settings(words[1:]).items()}
+        running, waiting = int(told.get("running", 0)), int(told.get("waiting", 0))
+        seen = Telemetry(words[0].encode(), running, waiting, told.get("kv_use", 0.0), 0, 0, 0, 0)
+        return _heard(self.core.observed(seen, self.now_s))
+
+    def do_cache_cleared(self, words: list[str], below: list[str]) -> str:
+        return _heard(self.core.cache_cleared(CacheCleared(words[0].encode()), self.now_s))
+
+    def do_exact(self, words: list[str], below: list[str]) -> str:
+        """Decide with the cached tokens that are known exactly: exact ID server=tokens ... blocks=a,b."""
+        told = _settings(words[1:])
+        blocks = [block for block in told.pop("blocks", "").split(",") if block]
+        held = {server.encode(): int(tokens) for server, tokens in told.items()}
+        return _said(self.core.decide(words[0].encode(), worlds.request("m", blocks=blocks), self.now_s, held))
+
+    def do_beliefs(self, words: list[str], below: list[str]) -> str:
+        return "\n".join(
+            f"{load.server} waiting={load.waiting} queued_tokens={load.queued_tokens} "
+            f"context_tokens={load.context_tokens} prefill_tokens_per_s={load.prefill_tokens_per_s:.0f} "
+            f"decode_factor={load.decode_factor:.3f} trust={load.trust:.3f} kv_use={load.kv_use:g}"
+            for load in self.core.loads(self.now_s)
+        )
 
     def do_streams(self, words: list[str], below: list[str]) -> str:
         self.core.reconcile({server: int(count) for server, count in _settings(words).items()}, self.now_s)
@@ -182,6 +230,10 @@ def _settings(words: list[str]) -> dict[str, str]:
 def _with(model: ModelInfo, **changes: object) -> ModelInfo:
     fields = {name: getattr(model, name) for name in ModelInfo.__slots__}
     return ModelInfo(**{**fields, **changes})
+
+
+def _heard(taken: bool) -> str:
+    return "taken" if taken else "ignored"
 
 
 def _said(decision: Decision) -> str:

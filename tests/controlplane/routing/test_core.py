@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from controlplane.routing import core as core_module
+from controlplane.routing import in_flight as core_module
 from controlplane.routing.core import RoutingCore
 from controlplane.routing.errors import UnknownPolicy
 from controlplane.routing.policies import registry

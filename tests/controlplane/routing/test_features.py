@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import lupa.lua54
@@ -10,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.routing.body import MAX_BODY_BYTES, block_hashes
-from controlplane.routing.features import KINDS, MalformedFeatures, Request, from_body, from_parts, parse, record
+from controlplane.routing.features import (
+    KINDS,
+    MalformedFeatures,
+    Request,
+    from_body,
+    from_parts,
+    from_whole,
+    parse,
+    record,
+)
 from dataplane.errors import EDGE_ERRORS
 from tests.controlplane.routing import worlds
 
@@ -66,12 +77,23 @@ def test_a_changed_byte_is_malformed_or_still_a_request(data: bytes, at: int, va
         pass
 
 
-def test_hashes_are_chained_by_the_low_31_bits() -> None:
-    data = bytes(range(256)) * 40
-    first = xxhash.xxh64_intdigest(data[:4096], 0)
-    second = xxhash.xxh64_intdigest(data[4096:8192], first & 0x7FFFFFFF)
-    third = xxhash.xxh64_intdigest(data[8192:], second & 0x7FFFFFFF)
-    assert block_hashes(data) == b"".join(value.to_bytes(8, "little") for value in (first, second, third))
+@checked
+@given(st.integers(0, 140_000), st.integers(0, 140_000), st.booleans())
+def test_each_block_is_hashed_by_itself(size: int, start: int, view: bool) -> None:
+    data = random.Random(size).randbytes(size)
+    expected = b"".join(
+        xxhash.xxh3_64_intdigest(data[at : min(at + 4096, 131_072)]).to_bytes(8, "little")
+        for at in range(start, min(size, 131_072), 4096)
+    )
+    assert block_hashes(memoryview(data) if view else data, start) == expected
+
+
+def test_a_prompt_that_grows_keeps_its_full_blocks() -> None:
+    data = random.Random(1).randbytes(131_072)
+    whole = block_hashes(data)
+    for size in (4096, 4097, 12_288, 100_000, 131_071):
+        full = size // 4096 * 8
+        assert block_hashes(data[:size])[:full] == whole[:full]
 
 
 json_values = st.recursive(
@@ -222,7 +244,8 @@ def test_parts_of_a_grpc_caller() -> None:
             from_parts(**wrong)
 
 
-def test_hashes_are_those_that_haproxy_makes() -> None:
+def lua_record() -> Callable[[bytes], Request]:
+    """Return what reads a body with HAProxy's Lua."""
     runtime = lupa.lua54.LuaRuntime(encoding=None)
     made = runtime.execute(FEATURES_LUA.read_bytes() + b"\nreturn features")
     env = runtime.table_from(
@@ -230,16 +253,39 @@ def test_hashes_are_those_that_haproxy_makes() -> None:
             b"header": lambda *_: None,
             b"session_keys": lambda *_: None,
             # Lua's integers are signed.
-            b"hash": lambda _, data, seed: int.from_bytes(
-                xxhash.xxh64_intdigest(data, seed).to_bytes(8, "little"), "little", signed=True
-            ),
+            b"block_hash": lambda _, data: int.from_bytes(xxhash.xxh3_64_digest(data), "big", signed=True),
         }
     )
-    for size in (1, 4000, 4096, 9000, 131_072, 200_000):
-        body = json.dumps(
-            {"model": "m", "messages": [{"role": "user", "content": "0123456789" * (size // 10)}]}
-        ).encode()
+
+    def read(body: bytes) -> Request:
         written = made[b"record"](body, 1, True, len(body), env)
-        seen = parse(written[0] if isinstance(written, tuple) else written)
-        told = from_body(BLANK, body, True)
-        assert (seen.model, seen.hashes, seen.prompt_bytes) == (told.model, told.hashes, told.prompt_bytes)
+        return parse(written[0] if isinstance(written, tuple) else written)
+
+    return read
+
+
+MEMBERS = st.permutations(["model", "prompt", "stream", "metadata"])
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(MEMBERS, st.integers(0, 150_000), st.integers(0, 9_000))
+def test_equal_bodies_have_equal_features_by_every_way(order: list[str], size: int, before: int) -> None:
+    words = random.Random(size)
+    values: dict[str, object] = {
+        "model": "m",
+        "prompt": "".join(words.choices("abc defgh\n", k=size)),
+        "stream": True,
+        "metadata": {"pad": "p" * before},
+    }
+    body = json.dumps({name: values[name] for name in order}).encode()
+    exact = from_body(BLANK, body, True)
+    raw = from_whole(1, len(body), memoryview(body))
+    called = from_parts(kind="chat", body=body)
+    lua = LUA_RECORD(body)
+    told = [(one.hashes, one.prompt_bytes, one.body_bytes or len(body)) for one in (exact, raw, called, lua)]
+    assert told == [(block_hashes(body, start := body.index(b'"prompt"')), len(body) - start, len(body))] * 4
+    assert {one.model for one in (exact, raw, called)} == {b"m"}
+    assert lua.model == b"m" or lua.error == "more", "a model that Lua cannot see is asked for"
+
+
+LUA_RECORD = lua_record()

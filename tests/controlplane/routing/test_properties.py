@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.routing.core import RoutingCore
+from controlplane.routing.events import CacheCleared, EngineReport, FirstByte, Telemetry
 from controlplane.routing.fleet import ReplicaInfo
 from controlplane.routing.load import LoadOrder, Replica
 from controlplane.routing.policies.registry import POLICIES
@@ -25,6 +26,10 @@ events = st.lists(
         st.tuples(st.just("end"), st.integers(0, 30), st.booleans(), st.integers(-1, 50)),
         st.tuples(st.just("topology"), st.integers(1, 5), st.integers(1, 3)),
         st.tuples(st.just("count"), st.integers(0, 3)),
+        st.tuples(st.just("first byte"), st.integers(0, 30), st.booleans()),
+        st.tuples(st.just("report"), st.integers(0, 30), st.integers(-2, 9000), st.integers(-2, 9000)),
+        st.tuples(st.just("telemetry"), st.integers(0, 4), st.floats(-1.0, 2.0)),
+        st.tuples(st.just("cleared"), st.integers(0, 4)),
     ),
     max_size=60,
 )
@@ -49,10 +54,22 @@ def play(policy: str, script: list[tuple[object, ...]], core: RoutingCore) -> li
             case ("topology", int(count), int(generation)):
                 replicas = [worlds.replica(f"p-{index}", generation) for index in range(count)]
                 core.install(worlds.topology(0, policy, adapters=["lora"], replicas=replicas), float(now))
+            case ("first byte", int(which), bool(elsewhere)) if waiting:
+                request_id, server = waiting[which % len(waiting)]
+                core.first_byte(FirstByte(request_id, b"p-0.g1" if elsewhere else server), float(now))
+            case ("report", int(which), int(prompt), int(cached)) if waiting:
+                request_id, server = waiting[which % len(waiting)]
+                core.reported(EngineReport(request_id, server, prompt, cached, 20, 0.0, 0.5), float(now))
+            case ("telemetry", int(which), float(use)):
+                taken = core.observed(Telemetry(b"p-%d.g1" % which, 1, 0, use, 0, 0, 0, 0), float(now))
+                assert not taken or 0.0 <= use <= 1.0
+            case ("cleared", int(which)):
+                core.cache_cleared(CacheCleared(b"p-%d.g1" % which), float(now))
             case ("count", int(streams)):
                 core.reconcile({load.server: streams for load in core.loads()}, float(now))
         for load in core.loads():
-            assert load.in_flight >= 0
+            assert load.in_flight >= load.waiting >= 0
+            assert load.context_tokens >= load.queued_tokens >= 0
     for request_id, server in waiting:
         core.finished(worlds.completion(request_id, server), 99.0)
         assert not core.finished(worlds.completion(request_id, server), 99.0)
@@ -69,9 +86,38 @@ def test_loads_return_to_zero_and_the_same_events_choose_the_same(
     chosen = play(policy, script, one)
     # What is left is the base that a count gave; a count of nothing takes it away.
     one.reconcile({}, 99.0)
-    assert all(load.in_flight == 0 for load in one.loads())
+    for load in one.loads():
+        assert load.in_flight == load.waiting == load.queued_tokens == load.context_tokens == 0
     assert one.counters().in_flight == 0
     assert play(policy, script, RoutingCore(seed=7, receipt_capacity=10)) == chosen
+
+
+@policies
+@checked
+@given(
+    states=st.lists(st.sampled_from(["ready", "draining", "starting"]), min_size=3, max_size=12),
+    asked=st.lists(st.tuples(sessions, prompts), min_size=1, max_size=20),
+)
+def test_only_ready_replicas_of_the_model_are_named(
+    policy: str, states: list[str], asked: list[tuple[str, list[int]]]
+) -> None:
+    core = RoutingCore(receipt_capacity=50)
+    replicas = [worlds.replica(f"p-{index}", state=state) for index, state in enumerate(states)]
+    core.install(worlds.topology(len(states), policy), 0.0)  # all ready, so that caches and loads are there
+    for number, (session, blocks) in enumerate(asked):
+        core.decide(b"before %d" % number, worlds.request(session=session, blocks=list(blocks)), 0.0)
+    others = [worlds.replica(f"o-{index}", model="other", pool="o") for index in range(2)]
+    core.install(worlds.topology(0, policy, replicas=[*replicas, *others]), 1.0)
+    ready = {replica.server for replica in replicas if replica.state == "ready"}
+    for number, (session, blocks) in enumerate(asked):
+        decision = core.decide(b"%d" % number, worlds.request(session=session, blocks=list(blocks)), 2.0)
+        receipt = core.receipt(b"%d" % number)
+        assert receipt is not None
+        if ready:
+            assert decision.server_name in ready
+            assert {candidate.server for candidate in receipt.candidates} <= ready
+        else:
+            assert decision.error == "no_replica_available"
 
 
 @checked

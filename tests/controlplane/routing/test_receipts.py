@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.routing.core import RoutingCore
 from controlplane.routing.receipt import MAX_WORDS, Label, Words
-from controlplane.routing.receipts import DEFAULT_CAPACITY, MAX_BYTES, RECORD_BYTES
+from controlplane.routing.receipts import DEFAULT_CAPACITY, MAX_BYTES, MAX_ID_BYTES, RECORD_BYTES
 from tests.controlplane.routing import worlds
 
 
@@ -34,7 +34,7 @@ def test_the_last_hundred_thousand_fit_in_64_megabytes() -> None:
 
 
 def test_longer_request_ids_stay_within_the_bound() -> None:
-    assert DEFAULT_CAPACITY * (RECORD_BYTES + 8 + 33 + 128) < MAX_BYTES
+    assert DEFAULT_CAPACITY * (RECORD_BYTES + 8 + 33 + MAX_ID_BYTES) < MAX_BYTES
 
 
 def test_a_ring_that_would_not_fit_is_refused() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from controlplane.routing.core import Completion, RoutingCore
+from controlplane.routing.core import RoutingCore
+from controlplane.routing.events import Completion
 from controlplane.routing.features import Request
 from controlplane.routing.fleet import AdapterInfo, ModelInfo, PoolInfo, ReplicaInfo, Topology
 

@@ -157,3 +157,35 @@ def test_every_engine_of_the_examples_has_a_command_line() -> None:
                         cluster, pool.name, replica=f"{pool.name}-{index}", generation=1, host="127.0.0.1", port=21_000
                     )
                     assert command(launch, site).argv
+
+
+PRECISE = from_yaml(
+    """\
+cluster: test
+nodes: [{name: a, address: 10.0.0.2}]
+models:
+  - name: m
+    routing: {precise: true}
+    pools:
+      - {name: s, engine: {kind: simulated}}
+      - {name: v, engine: {kind: vllm, model: /weights/m, python: /v/bin/python}}
+  - {name: plain, pools: [{name: w, engine: {kind: vllm, model: /weights/m, python: /v/bin/python}}]}
+"""
+)
+
+
+def test_a_precise_models_engines_publish() -> None:
+    routing = models(PRECISE)[0].routing
+    assert (routing.precise, routing.tokenizer) == (True, "/weights/m")
+    assert not models(PRECISE)[1].routing.precise
+    for pool in ("s", "v"):
+        made = engine_launch(PRECISE, pool, replica=f"{pool}-1", generation=7, host="10.0.0.2", port=21_003)
+        assert made.kv_events == engine_pb2.KvEvents(
+            endpoint="tcp://*:21004", replay_endpoint="tcp://*:21005", topic=f"{pool}-1.g7"
+        )
+        local = engine_launch(PRECISE, pool, replica=f"{pool}-1", generation=7, host="127.0.0.1", port=21_003)
+        assert local.kv_events.endpoint == "ipc://@slipstream-21003-events"
+        assert local.kv_events.replay_endpoint == "ipc://@slipstream-21003-replay"
+        command(made, EngineSite("/p", "/e"))
+        command(local, EngineSite("/p", "/e"))
+    assert not engine_launch(PRECISE, "w", replica="w-0", generation=1, host="::1", port=1).HasField("kv_events")

@@ -102,7 +102,8 @@ CASES = [
     (
         "{policy: prefix}",
         "{policy: prefx}",
-        "11: models[0].routing.policy: must be round_robin, least_loaded, power_of_two, session or prefix, "
+        "11: models[0].routing.policy: must be cost, round_robin, least_loaded, power_of_two, "
+        "session, prefix, cache_aware, sticky_until_saturated, kv_overlap, prefix_tree or weighted_blend, "
         "did you mean 'prefix'?",
     ),
     # values
@@ -327,6 +328,15 @@ def test_external_replicas_are_the_endpoints() -> None:
     assert errors(text) == ["f.yaml:14: models[0].pools[0].replicas: is 2, but there are 1 endpoints: leave it out"]
 
 
+def test_isolation_needs_our_middleware() -> None:
+    text = GOOD.replace("    adapters:", "    isolate_cache: true\n    adapters:").replace("        replicas: 2\n", "")
+    from_yaml(text)
+    assert errors(text.replace(ENGINE, "engine: {kind: external, endpoints: [http://a:1]}")) == [
+        "f.yaml:16: models[0].pools[0].engine: is external, but isolate_cache needs the middleware, which only our own "
+        "engines run"
+    ]
+
+
 def test_every_mistake_is_told_at_once_in_the_order_of_the_lines() -> None:
     text = (
         GOOD.replace("cluster: test", "cluster: Test")
@@ -369,3 +379,48 @@ def test_keys_of_clients_differ() -> None:
     assert errors(head + entry.format("k", one) + entry.format("l", one)) == [
         "f.yaml:20: api_keys.keys[1].sha256: is the digest of another key"
     ]
+
+
+PRECISE = GOOD.replace("policy: prefix", "precise: true")
+PUBLISHING = "engine: {kind: vllm, model: org/m, args: ['--kv-events-config={}']}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "ports: 21000-21009}\n  - {name: b",
+            "ports: 21000-21004}\n  - {name: b",
+            "14: models[0].pools[0].replicas: 2 replicas in all are to run on a, where there are 5 ports, and need 6",
+        ),
+        (
+            "replicas: 2\n        nodes: [a]\n        engine: {kind: simulated}",
+            'engine: {kind: external, endpoints: ["http://x:1"]}',
+            "11: models[0].routing.precise: needs engines that Slipstream starts: an external one does not publish",
+        ),
+        (
+            ENGINE,
+            PUBLISHING.replace(", args: ['--kv-events-config={}']", ""),
+            "11: models[0].routing.tokenizer: missing: the folder that has the model's tokenizer.json",
+        ),
+        (
+            ENGINE,
+            PUBLISHING.replace("org/m", "/m"),
+            "16: models[0].pools[0].engine.args[0]: is set by routing.precise",
+        ),
+        (
+            "{precise: true}",
+            "{precise: true, policy: round_robin}",
+            "11: models[0].routing.precise: changes nothing: round_robin does not look at what replicas cache",
+        ),
+        (
+            ENGINE,
+            'engine: {kind: simulated, kv_events_endpoint: "tcp://*:5557"}',
+            "16: models[0].pools[0].engine.kv_events_endpoint: is set by routing.precise",
+        ),
+    ],
+)
+def test_what_a_precise_model_may_not_have(old: str, new: str, expected: str) -> None:
+    from_yaml(PRECISE)
+    assert old in PRECISE
+    assert errors(PRECISE.replace(old, new, 1)) == [f"f.yaml:{expected}"]

@@ -40,7 +40,7 @@ def test_defaults() -> None:
     assert (made.gateway.listen[0].host, made.gateway.listen[0].port) == ("127.0.0.1", 8_000)
     assert made.gateway.buffer_bytes == 0
     assert made.limits.max_body == 64 << 20
-    assert made.models[0].routing.policy == "prefix"
+    assert made.models[0].routing.policy == "cost"
     assert made.models[0].routing.session_keys == ("x-session-id", "x-correlation-id", "user", "prompt_cache_key")
 
 

@@ -17,7 +17,11 @@ from dataplane.pb import engine_pb2, topology_pb2
 
 FILES = sorted((Path(__file__).parent / "commands").glob("*.txt"))
 SEPARATOR = "\n----\n"
-SITE = EngineSite(python="/opt/slipstream/bin/python", engine_path="/var/lib/slipstream/engine-path")
+SITE = EngineSite(
+    python="/opt/slipstream/bin/python",
+    engine_path="/var/lib/slipstream/engine-path",
+    reports="/var/lib/slipstream/run/reports.sock",
+)
 
 
 def launch(**changes: object) -> engine_pb2.EngineLaunch:
@@ -71,6 +75,9 @@ def test_the_simulated_engine_understands_its_command() -> None:
         {"adapters": [topology_pb2.Adapter(name="a=b", path="/a")]},
         {"adapters": [topology_pb2.Adapter(name="a", path="relative")]},
         {"env": {"A B": "x"}},
+        {"kv_events": engine_pb2.KvEvents(endpoint="tcp://10.0.0.1:1", replay_endpoint="tcp://*:2", topic="a-0.g1")},
+        {"kv_events": engine_pb2.KvEvents(endpoint="tcp://*:1", replay_endpoint="ipc:///tmp/x", topic="a-0.g1")},
+        {"kv_events": engine_pb2.KvEvents(endpoint="tcp://*:1", replay_endpoint="tcp://*:2", topic="a")},
     ],
 )
 def test_names_are_checked(changes: dict[str, object]) -> None:
@@ -89,6 +96,7 @@ def test_names_are_checked(changes: dict[str, object]) -> None:
         {"args": ["x" * 200_000]},
         {"args": ["x"] * 1000},
         {"env": {"SLIPSTREAM_PIN": "00000000"}},
+        {"env": {"SLIPSTREAM_ISOLATE": "0"}},
         {"vllm": engine_pb2.VllmEngine(gpu_memory_utilization=1.5)},
         {"vllm": engine_pb2.VllmEngine(gpu_memory_utilization=float("nan"))},
         {"vllm": engine_pb2.VllmEngine(shutdown_timeout_s=1_000_000)},

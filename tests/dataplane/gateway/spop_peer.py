@@ -7,7 +7,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-Answer = dict[str, str | int]
+#: None: the variable is unset.
+Answer = dict[str, str | int | None]
 Question = dict[str, bytes]
 
 
@@ -62,7 +63,9 @@ def _frame(kind: int, stream: int, frame: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-def _set(name: str, value: str | int) -> bytes:
+def _set(name: str, value: str | int | None) -> bytes:
+    if value is None:
+        return b"\x02\x02\x02" + _text(name.encode())  # action UNSET-VAR with 2 arguments
     # Action SET-VAR with 3 arguments, scope transaction.
     typed = b"\x04" + _encoded(value) if isinstance(value, int) else b"\x08" + _text(value.encode())
     return b"\x01\x03\x02" + _text(name.encode()) + typed
@@ -123,7 +126,7 @@ class SpopPeer:
             return _frame(101, 0, 0, hello + _text(b"capabilities") + b"\x08" + _text(b"pipelining"))
         if kind != 3:
             return b""
-        variables: dict[str, str | int] = {}
+        variables: Answer = {}
         while at < len(data):
             size, at = _varint(data, at)
             message = data[at : at + size].decode()

@@ -26,11 +26,12 @@ def _features() -> Any:
     source = lua_settings.settings(order) + orders.TEMPLATES.features_lua + orders.TEMPLATES.gateway_lua
     module = runtime.execute(source.encode())
     make_env = runtime.execute(
-        b"""return function(hash, header, names)
+        b"""return function(hash, block_hash, header, names)
           local keys = names and {}
           for i = 1, names and #names or 0 do keys[i] = {name = names[i], header = names[i]:sub(1, 2) == "x-"} end
           return {
-            hash = function(_, text, seed) return hash(text, seed) end,
+            hash = function(_, text) return hash(text) end,
+            block_hash = function(_, text) return block_hash(text) end,
             header = function(_, name) return header(name) end,
             session_keys = function() return keys end,
           }
@@ -57,9 +58,16 @@ class Record:
     hashes: list[int]
 
 
-def signed_hash(text: bytes, seed: int) -> int:
-    value = xxhash.xxh64_intdigest(text, seed)
+def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
+
+
+def signed_hash(text: bytes) -> int:
+    return signed(xxhash.xxh64_intdigest(text))
+
+
+def signed_block_hash(text: bytes) -> int:
+    return signed(xxhash.xxh3_64_intdigest(text))
 
 
 def record(
@@ -76,7 +84,7 @@ def record(
         return value.encode() if value is not None else None
 
     keys = TABLE([key.encode() for key in session_keys]) if session_keys else None
-    env = MAKE_ENV(signed_hash, header, keys)
+    env = MAKE_ENV(signed_hash, signed_block_hash, header, keys)
     data, _ = MODULE[b"record"](body, kind, whole, len(body) if body_bytes is None else body_bytes, env)
     version, found_kind, flags, state, size, prompt, tokens = struct.unpack_from("<BBBBIII", data)
     assert version == 1
@@ -91,13 +99,8 @@ def record(
     return Record(found_kind, flags, state, size, prompt, tokens, model, session, pin, hashes)
 
 
-def chained(data: bytes) -> list[int]:
-    values, seed = [], 0
-    for at in range(0, len(data), 4096):
-        value = xxhash.xxh64_intdigest(data[at : at + 4096], seed)
-        seed = value & 0x7FFFFFFF
-        values.append(value)
-    return values
+def blocks(data: bytes) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(data[at : at + 4096]) for at in range(0, len(data), 4096)]
 
 
 def body_of(*members: tuple[str, object]) -> bytes:
@@ -204,12 +207,12 @@ def test_any_bytes_make_a_record(body: bytes, kind: int) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 4096, 5000, 100_000, 131_072, 200_000])
-def test_hashes_chain_over_the_first_128_kib_from_the_prompt(size: int) -> None:
+def test_blocks_are_hashed_over_the_first_128_kib_from_the_prompt(size: int) -> None:
     body = b'{"stream":true,"messages":"' + b"x" * size + b'","model":"m"}'
     got = record(body)
     start = body.index(b'"messages"')
     assert got.prompt_bytes == len(body) - start
-    assert got.hashes == chained(body[start:131_072])
+    assert got.hashes == blocks(body[start:131_072])
 
 
 def test_the_prompt_begins_at_the_first_of_three_words() -> None:

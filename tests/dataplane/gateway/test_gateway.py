@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import itertools
 import json
 import re
 import ssl
+import struct
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
 import pytest
+import xxhash
 
 from dataplane.errors import EDGE_ERRORS, DataplaneError
 from dataplane.gateway import limits, runtime
 from dataplane.gateway.applier import Gateway
 from dataplane.gateway.errors import CheckFailed
 from dataplane.gateway.render import KINDS
+from dataplane.middleware.cache_salt import SALT
 from dataplane.names import pin_key
 from dataplane.pb import gateway_pb2, topology_pb2
 from tests import ports
@@ -141,13 +145,21 @@ async def test_what_the_router_is_sent(lab: Lab) -> None:
     assert list(question)[4:] == ["model", "h.x-session-id", "h.x-correlation-id", "body"]
     assert question["h.x-correlation-id"] == b""
     assert (await asked(spaced(limit + 1)))[0] == "route"
-    message, question = await asked(pieces(spaced(limit)))
-    assert message == "whole" and question["body"] == spaced(limit) and question["size"] == b"%d" % limit
-    assert (await asked(pieces(spaced(limit + 1))))[0] == "route"
+    # A chunked body tells its length only by its end, which a full buffer hides.
+    ends = limits.surely_whole_bytes(limits.SHORT_BUFFER_BYTES) - 1
+    message, question = await asked(pieces(spaced(ends)))
+    assert message == "whole" and question["body"] == spaced(ends) and question["size"] == b"%d" % ends
+    assert (await asked(pieces(spaced(ends + 1))))[0] == "route"
     message, question = await asked(b"")
     assert (message, question["size"], question["body"]) == ("whole", b"0", b"")
     message, question = await asked(spaced(limit), x_pad="p" * 60_000)
-    assert message == "whole" and question["body"] == spaced(limit)
+    assert message == "whole" and question["size"] == b"%d" % limit, "so much of the body as the buffer has room for"
+    assert 64_000 < len(question["body"]) < limit and spaced(limit).startswith(question["body"])
+    body = b'{"model":"m","messages":"' + bytes(97 + at // 5 % 26 for at in range(140_000)) + b'"}'
+    record = (await asked(body))[1]["f"]
+    start = body.index(b'"messages"')
+    blocks = [xxhash.xxh3_64_intdigest(body[at : min(at + 4096, 131_072)]) for at in range(start, 131_072, 4096)]
+    assert record.endswith(struct.pack(f"<{len(blocks)}Q", *blocks))
     assert (await asked(spaced(99), "/v1/audio/transcriptions"))[0] == "route"
     assert (await asked(spaced(99), "/tokenize"))[1]["kind"] == b"12"
 
@@ -224,11 +236,14 @@ async def test_headers(lab: Lab) -> None:
     got = await lab.post(CHAT, headers=sent)
     assert "x-slipstream-replica" not in got.headers
     headers = lab.replicas["a-0.g1"].received[-1].headers
-    assert not [name for name in headers if name.startswith("x-slipstream")]
+    assert [name for name in headers if name.startswith("x-slipstream")] == ["x-slipstream-request-id"]
+    assert headers["x-slipstream-request-id"] == got.headers["x-slipstream-request-id"]
     assert headers["x-request-id"] == "mine" and headers["authorization"] == "Bearer k"
     assert "x-slipstream" not in headers.get("connection", "")
-    plain = await lab.post(CHAT)
-    assert lab.replicas["a-0.g1"].received[-1].headers["x-request-id"] == plain.headers["x-slipstream-request-id"]
+    forged = await lab.post(CHAT, headers={"x-slipstream-request-id": "evil", "x-slipstream-salt": "0" * 40})
+    headers = lab.replicas["a-0.g1"].received[-1].headers
+    assert headers["x-request-id"] == forged.headers["x-slipstream-request-id"]
+    assert not [name for name in headers if name.startswith("x-slipstream")]
 
 
 async def test_bodies_over_the_limit(lab: Lab) -> None:
@@ -279,6 +294,40 @@ async def test_api_keys(lab: Lab) -> None:
     assert await runtime.process_id(lab.state.haproxy_socket) == worker
     check_error(await lab.post(CHAT, headers={"authorization": "Bearer sk-one"}), "invalid_api_key")
     assert (await lab.post(CHAT, headers={"authorization": "Bearer sk-two"})).status_code == 200
+
+
+async def test_tenants_of_isolated_models_have_salts_that_nobody_else_can_make(lab: Lab) -> None:
+    model = orders.model("m", ["a"])
+    model.isolate_cache = True
+    replicas, keys = await lab.add_replicas("a", 1), [key("one", "sk-one"), key("two", "sk-two")]
+    received = lab.replicas["a-0.g1"].received
+
+    async def salts() -> list[str]:
+        found = []
+        for secret in ("sk-one", "sk-two", ""):
+            sent = {"authorization": f"Bearer {secret}", "x-slipstream-salt": "0" * 40} if secret else {}
+            assert (await lab.post(CHAT, headers=sent)).status_code == 200
+            found.append(received[-1].headers.get("x-slipstream-salt", ""))
+        return found
+
+    async def settled(expected: list[str]) -> None:
+        """Old workers' connections take one more request each."""
+        async with asyncio.timeout(10):
+            while await salts() != expected:
+                await asyncio.sleep(0.01)
+
+    await lab.apply([model], replicas, keys=keys)
+    one, two, none = await salts()
+    assert SALT.fullmatch(one.encode()) and SALT.fullmatch(two.encode()) and one != two and none == ""
+    path = lab.state.gateway / "salt.key"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert hmac.new(path.read_bytes(), b"cache salt\0t-one", hashlib.sha256).hexdigest()[:40] == one
+    model.isolate_cache = False
+    await lab.apply([model], replicas, keys=keys)
+    await settled(["", "", ""])
+    model.isolate_cache = True
+    await lab.apply([model], replicas, keys=keys)
+    await settled([one, two, ""])
 
 
 async def test_tls_offers_h2(lab: Lab) -> None:

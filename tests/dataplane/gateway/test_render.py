@@ -116,6 +116,10 @@ def test_connections_follow_from_the_descriptors() -> None:
         render(some_order(), Site("t0", "/r", "/s", "/l", cpu_count=8, fd_limit=1024), orders.TEMPLATES)
 
 
+PRECISE = orders.model("m", ["a"])
+PRECISE.routing.precise = True
+
+
 @pytest.mark.parametrize(
     ("ordered", "models", "expected"),
     [
@@ -123,6 +127,7 @@ def test_connections_follow_from_the_descriptors() -> None:
         (0, [orders.model("m", ["a"], ["lora"])], limits.LONG_BUFFER_BYTES),
         (0, [orders.model("m", ["a"]), orders.model("n", ["b"])], limits.LONG_BUFFER_BYTES),
         (0, [], limits.LONG_BUFFER_BYTES),
+        (0, [PRECISE], limits.LONG_BUFFER_BYTES),
         (300_000, [orders.model("m", ["a"])], 300_000),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.middleware.response_id import IdWriter, grown_headers, response_id
+from dataplane.middleware.body_members import MemberWriter, grown_headers
+from dataplane.middleware.response_id import response_id
 
 ID = "resp_0123abcd_" + "0" * 32
 
@@ -24,7 +25,7 @@ pieces = st.lists(st.integers(1, 7), max_size=30)
 
 def written(body: bytes, sizes: list[int]) -> bytes:
     """Feed a body in pieces of the given sizes, and what is left at once."""
-    writer = IdWriter(ID)
+    writer = MemberWriter({"request_id": ID})
     out = b""
     for size in sizes:
         part, body = body[:size], body[size:]
@@ -42,7 +43,7 @@ def test_objects_get_the_id(value: dict[str, Any], sizes: list[int], indent: int
         body = (json.dumps(value, indent=indent) + after).encode()
     out = written(body, sizes)
     assert json.loads(out) == {**value, "request_id": ID}
-    assert len(out) == len(body) + IdWriter(ID).growth
+    assert len(out) == len(body) + MemberWriter({"request_id": ID}).growth
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
@@ -50,7 +51,7 @@ def test_objects_get_the_id(value: dict[str, Any], sizes: list[int], indent: int
 def test_what_is_not_json_does_not_become_json(text: str, sizes: list[int]) -> None:
     body = text.encode()
     out = written(body, sizes)
-    assert len(out) == len(body) + IdWriter(ID).growth
+    assert len(out) == len(body) + MemberWriter({"request_id": ID}).growth
     try:
         before = json.loads(body)
     except ValueError:
@@ -65,7 +66,7 @@ def test_what_is_not_json_does_not_become_json(text: str, sizes: list[int]) -> N
 @pytest.mark.parametrize("sizes", [[], [1], [1, 1, 1], [2, 1]])
 def test_other_encodings_are_blanked(encoding: str, sizes: list[int]) -> None:
     body = '{"request_id":"resp_x"}'.encode(encoding)
-    assert written(body, sizes) == b" " * (len(body) + IdWriter(ID).growth)
+    assert written(body, sizes) == b" " * (len(body) + MemberWriter({"request_id": ID}).growth)
 
 
 def test_an_escaped_name_is_overruled_too() -> None:
@@ -73,7 +74,7 @@ def test_an_escaped_name_is_overruled_too() -> None:
 
 
 def test_much_white_space_is_not_copied_again_and_again() -> None:
-    writer = IdWriter(ID)
+    writer = MemberWriter({"request_id": ID})
     out = writer.feed(b'{"a":1}', more=True)
     for _ in range(1000):
         assert writer.feed(b" " * 1000, more=True) == b""

