@@ -52,23 +52,20 @@ def print_receipt(receipt: routing_pb2.Receipt) -> None:
 
 
 def _print_candidates(receipt: routing_pb2.Receipt) -> None:
-    names: list[str] = []
-    for candidate in receipt.candidates:
-        names += [s.name for s in candidate.signals if s.name not in names]
-    rows = []
-    for candidate in receipt.candidates:
-        signals = {s.name: s for s in candidate.signals}
-        cells = [_signal(signals[n]) if n in signals else "-" for n in names]
-        mark = "→" if candidate.server == receipt.server else ""
-        rows.append((mark, candidate.server, *cells, f"{candidate.score:.4g}"))
-    if rows:
-        output.table(
-            "candidates, best first (signal @ its age)", ("", "Server", *names, "Score"), rows, (*names, "Score")
-        )
+    """Print a column for each candidate and a row for each signal: signals are many, and names are long."""
+    candidates = receipt.candidates
+    if not candidates:
+        return
+    names = dict.fromkeys(signal.name for candidate in candidates for signal in candidate.signals)
+    known = [{signal.name: signal for signal in candidate.signals} for candidate in candidates]
+    servers = [("→ " if c.server == receipt.server else "") + c.server for c in candidates]
+    rows = [(name, *(_signal(of[name]) if name in of else "-" for of in known)) for name in names]
+    rows.append(("score", *(f"{candidate.score:.4g}" for candidate in candidates)))
+    output.table("candidates, best first (signal @ its age)", ("Signal", *servers), rows, servers)
 
 
 def _signal(signal: routing_pb2.Signal) -> str:
-    value = f"{signal.value:.4g}"
+    value = f"{signal.value:,.0f}" if abs(signal.value) >= 1000 else f"{signal.value:.4g}"
     return value if signal.age_ms < 0 else f"{value} @ {output.age(signal.age_ms / 1000)}"
 
 

@@ -119,6 +119,8 @@ class InFlight:
             if prefill_s > 0.0:
                 replica.tells = True
                 replica.rates.saw_prefill(prompt - cached, cached, prefill_s)
+                if replica.order is not None and replica.rates.prefill_samples:
+                    replica.order.learn(replica.rates.prefill_tokens_per_s)
             self._compare(flight, replica, cached)
         if output > 0 and flight.first_byte_s != NOT_YET:
             replica.rates.saw_decode(output, now_s - flight.first_byte_s, replica.in_flight, replica.context_tokens)

@@ -128,6 +128,7 @@ def _install_model(
     for replica in replicas:
         replica.rates.hint(hints)
         replica.sign()
+    order.tell()
     for adapter in ("", *(adapter.name for adapter in model.adapters)):
         key = (adapter or model.name).encode()
         view = installed.views.get(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import exp, log
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ DEFAULT_HINTS = Hints(
 TRUST_TOKENS = 32_768
 #: Share that an older report keeps when a newer one comes.
 TRUST_DECAY = 0.98
+#: Weight of the newest lesson in the usual speed of a model's replicas.
+SPEED_WEIGHT = 0.05
 #: Beyond this the counts of a receipt are cut.
 _U32 = 0xFFFFFFFF
 
@@ -256,10 +259,13 @@ class LoadOrder:
     the two loads moves past it: the list is sorted again after two writes.
     """
 
-    __slots__ = ("_turn", "ends", "replicas", "total")
+    __slots__ = ("_log_speed", "_turn", "ends", "lessons", "replicas", "total")
 
     def __init__(self, replicas: Iterable[Replica] = ()) -> None:
         self._turn = -1
+        #: Prefills from which the usual speed here was learned, and its logarithm.
+        self.lessons = 0
+        self._log_speed = 0.0
         self.replicas: list[Replica] = []
         self.ends: list[int] = [0]
         self.total = 0
@@ -279,6 +285,28 @@ class LoadOrder:
             self.ends[replica.in_flight] = position + 1
         for load in range(1, highest + 1):
             self.ends[load] = max(self.ends[load], self.ends[load - 1])
+
+    def learn(self, prefill_tokens_per_s: float) -> None:
+        """Take what one member is believed to do; those that have shown nothing yet are believed to do as the mean.
+
+        Else the first to work would look the fastest, or the slowest, and get everything, or nothing. Members are told
+        after 1, 2, 4, 8 ... lessons: what they all do is known soon, and telling thousands takes milliseconds.
+        """
+        self.lessons += 1
+        weight = max(SPEED_WEIGHT, 1.0 / self.lessons)
+        self._log_speed += weight * (log(prefill_tokens_per_s) - self._log_speed)
+        if self.lessons.bit_count() == 1:
+            self.tell()
+
+    def tell(self) -> None:
+        """Let the members that have shown nothing believe in the usual speed."""
+        if not self.lessons:
+            return
+        usual = exp(self._log_speed)
+        for replica in self.replicas:
+            if not replica.rates.prefill_samples:
+                replica.rates.assume(usual)
+                replica.sign()
 
     def raise_load(self, replica: Replica) -> None:
         """Count one more request in flight at a member."""

@@ -63,6 +63,11 @@ class Rates:
         if self.decode_samples:
             self.decode_factor *= old.step_s / hints.step_s
 
+    def assume(self, prefill_tokens_per_s: float) -> None:
+        """Take the speed that others of the same kind showed, until this one has shown its own."""
+        if not self.prefill_samples:
+            self.prefill_tokens_per_s = prefill_tokens_per_s
+
     def work(self, tokens: int, cached: int) -> int:
         """Return the prefill of ``tokens`` after ``cached`` ones, as a number of tokens of a short prompt."""
         return int(tokens * (1.0 + (cached + 0.5 * tokens) / self.hints.attention_tokens))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataplane.gateway.limits import number
 from dataplane.pb import topology_pb2
 
-#: Rules of one request; each costs requests that do not wait some 50 ns.
+#: Rules of one request; each costs requests that do not wait some 25 ns.
 WAIT_RULES = 10
 #: Slices that the longest wait takes: one rule more for its rest, and one for a slice that was cut short.
 _SLICES = WAIT_RULES - 2

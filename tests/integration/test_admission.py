@@ -32,7 +32,7 @@ models:
       admission:
         ttft_target_s: 0.25
         tenant_requests: 16
-        timeouts_s: {low: 3.5, normal: 8, high: 8}
+        timeouts_s: {low: 2, normal: 15, high: 15}
         guaranteed_share: 0
         weights: {big: 3}
     pools:

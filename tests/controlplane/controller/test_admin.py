@@ -221,7 +221,7 @@ async def test_keys_are_shown_once_and_reach_the_gateway(bench: Bench) -> None:
     declared = {"keys": [{"name": "fixed", "tenant": "ops", "sha256": "ab" * 32}]}
     await bench.apply(1, api_keys=declared)
     admin = bench.admin()
-    made = await admin.CreateKey(admin_pb2.CreateKeyRequest(name="alice", tenant="team"))
+    made = await admin.CreateKey(admin_pb2.CreateKeyRequest(name="alice", tenant="team", priority="low"))
     assert made.key.sha256 == hashlib.sha256(made.secret.encode()).hexdigest()
 
     def names() -> list[tuple[str, bool]]:
@@ -229,10 +229,12 @@ async def test_keys_are_shown_once_and_reach_the_gateway(bench: Bench) -> None:
 
     await until(lambda: names() == [("fixed", True), ("alice", False)], "the gateway has the key")
     listed = await admin.ListKeys(admin_pb2.ListKeysRequest())
-    assert [k.name for k in listed.keys] == ["alice", "fixed"]
+    assert [(k.name, k.priority) for k in listed.keys] == [("alice", "low"), ("fixed", "")]
+    assert [k.priority for k in agent.orders.gateway.api_keys] == ["", "low"]
     bad = grpc.StatusCode.INVALID_ARGUMENT
     await refused(admin.CreateKey(admin_pb2.CreateKeyRequest(name="x\n")), bad, "invalid_name")
     await refused(admin.CreateKey(admin_pb2.CreateKeyRequest(name="fixed")), bad, "invalid_request")
+    await refused(admin.CreateKey(admin_pb2.CreateKeyRequest(name="y", priority="urgent")), bad, "invalid_request")
     again = admin.CreateKey(admin_pb2.CreateKeyRequest(name="alice"))
     await refused(again, grpc.StatusCode.ABORTED, "conflict")
     await refused(admin.RevokeKey(admin_pb2.RevokeKeyRequest(name="fixed")), bad, "invalid_request")
