@@ -8,7 +8,8 @@ from controlplane.router.reports import Reports
 from controlplane.router.telemetry import EngineTelemetry
 from controlplane.router.topology import InstalledTopology
 from controlplane.routing.admission.gate import Depth
-from controlplane.routing.core import Load, RoutingCore
+from controlplane.routing.core import RoutingCore
+from controlplane.routing.figures import Load
 from dataplane.pb import routing_pb2 as pb
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from controlplane.router import engine_metrics
 from controlplane.router.engine_metrics import BadMetrics, Page
-from controlplane.routing.core import Load
 from controlplane.routing.events import CacheCleared, Telemetry
+from controlplane.routing.figures import Load
 from controlplane.routing.fleet import DRAINING, READY, ReplicaInfo
 from dataplane.engines import probe
 

@@ -3,77 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from controlplane.routing.admission.counts import Shed
 from controlplane.routing.admission.gate import Asked, Depth, Gate
 from controlplane.routing.admission.settings import DEFAULT_PRIORITY
 from controlplane.routing.admission.waiter import Waiter
 from controlplane.routing.events import CacheCleared, Completion, EngineReport, FirstByte, Telemetry
+from controlplane.routing.figures import CachePrediction, Counters, Load, load_of
 from controlplane.routing.fleet import Topology
 from controlplane.routing.flight import Flight
 from controlplane.routing.in_flight import InFlight
 from controlplane.routing.install import Installation, install
-from controlplane.routing.load import BLOCK_BYTES, NOT_HEARD, Decision, Replica
+from controlplane.routing.load import BLOCK_BYTES, Decision, Replica
 from controlplane.routing.policies.base import Choice, Reason, ScoreKind
-from controlplane.routing.policies.cost import GENERATING_KINDS
 from controlplane.routing.policies.session import Session
 from controlplane.routing.receipt import Batch, Receipt
 from controlplane.routing.receipts import DEFAULT_CAPACITY, Receipts
-from controlplane.routing.record import ASK_FOR_BODY, Request
+from controlplane.routing.record import ASK_FOR_BODY, GENERATING_KINDS, Request
 from controlplane.routing.shadow import Shadow
 from controlplane.routing.view import View, whole_prompt_bytes
 from dataplane.errors import EDGE_ERRORS
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One replica's load; ``first_byte_ms``, ``kv_use`` and ``telemetry_age_s`` are -1 when nothing was heard."""
-
-    server: str
-    name: str
-    model: str
-    pool: str
-    state: str
-    in_flight: int
-    decisions: int
-    first_byte_ms: float
-    waiting: int = 0
-    queued_tokens: int = 0
-    context_tokens: int = 0
-    prefill_tokens_per_s: float = 0.0
-    decode_factor: float = 1.0
-    trust: float = 1.0
-    kv_use: float = NOT_HEARD
-    telemetry_age_s: float = NOT_HEARD
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What happened since the start."""
-
-    topology_number: int
-    decisions: int
-    bodies_asked: int
-    errors: int
-    completions: int
-    unmatched: int
-    orphans: int
-    in_flight: int
-    receipts: int
-    decisions_by_reason: dict[str, int]
-    reports: int = 0
-    events_ignored: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CachePrediction:
-    """Prompt tokens predicted to be cached, and found cached by the engine, of the requests it reported on."""
-
-    model: str
-    adapter: str
-    predicted_tokens: int
-    reported_tokens: int
 
 
 class RoutingCore:
@@ -357,7 +306,7 @@ class RoutingCore:
 
     def loads(self, now_s: float = 0.0) -> tuple[Load, ...]:
         """Return every replica's load at a time, in the topology's order."""
-        return tuple(_load(replica, now_s) for replica in self._installed.by_server.values())
+        return tuple(load_of(replica, now_s) for replica in self._installed.by_server.values())
 
     def cache_predictions(self) -> tuple[CachePrediction, ...]:
         """Return how good predictions of cached tokens were, for each model and adapter."""
@@ -385,25 +334,3 @@ class RoutingCore:
             reports=self._in_flight.reports,
             events_ignored=self._in_flight.ignored,
         )
-
-
-def _load(replica: Replica, now_s: float) -> Load:
-    telemetry = replica.telemetry
-    return Load(
-        server=replica.info.server,
-        name=replica.info.name,
-        model=replica.info.model,
-        pool=replica.info.pool,
-        state=replica.info.state,
-        in_flight=replica.in_flight,
-        decisions=replica.decisions,
-        first_byte_ms=replica.first_byte_ms,
-        waiting=replica.waiting,
-        queued_tokens=replica.queued_tokens,
-        context_tokens=replica.context_tokens,
-        prefill_tokens_per_s=replica.rates.prefill_tokens_per_s,
-        decode_factor=replica.rates.decode_factor,
-        trust=replica.trust,
-        kv_use=NOT_HEARD if telemetry is None else telemetry.kv_use,
-        telemetry_age_s=NOT_HEARD if telemetry is None else max(0.0, now_s - replica.telemetry_at_s),
-    )

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from controlplane.routing.fleet import DECODE, DRAINING, MIXED, READY, ModelInfo, ReplicaInfo, Topology
-from controlplane.routing.load import DEFAULT_HINTS, LoadOrder, Replica
+from controlplane.routing.load import DEFAULT_HINTS, Replica
+from controlplane.routing.load_order import LoadOrder
 from controlplane.routing.policies.base import Policy
 from controlplane.routing.policies.cost import Cost
 from controlplane.routing.policies.registry import DEFAULT_POLICY, checked, make

@@ -1,11 +1,9 @@
-"""How busy each replica is, and the replicas of a model in the order of it."""
+"""What is known of one replica: how busy it is, how fast, and what it is taken to cache."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from math import exp, log
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from dataplane.names import host_port
 
 if TYPE_CHECKING:
     from controlplane.routing.flight import Flight
+    from controlplane.routing.load_order import LoadOrder
     from controlplane.routing.prefix_index import Node
     from controlplane.routing.view import View
 
@@ -34,7 +33,7 @@ SIGNALS = Struct("<IIIIIfffII")
 #: A first byte's time, or a KV cache's use, that was never heard.
 NOT_HEARD = -1.0
 #: Of engines that nobody described: a mid-size model on one data-center GPU. Rates are learned from the first reports
-#: on, and the cost of being off by two was simulated as below 5 %.
+#: on; being off by two at the start moves no simulated mean by more than 3 % (docs/routing.md).
 DEFAULT_HINTS = Hints(
     prefill_tokens_per_s=20_000.0, attention_tokens=32_000.0, step_s=0.008, sequence_s=20e-6, context_s=50e-9
 )
@@ -42,8 +41,6 @@ DEFAULT_HINTS = Hints(
 TRUST_TOKENS = 32_768
 #: Share that an older report keeps when a newer one comes.
 TRUST_DECAY = 0.98
-#: Weight of the newest lesson in the usual speed of a model's replicas.
-SPEED_WEIGHT = 0.05
 #: Beyond this the counts of a receipt are cut.
 _U32 = 0xFFFFFFFF
 
@@ -57,8 +54,8 @@ def centiseconds(now_s: float) -> int:
 class Decision:
     """What to do with one request.
 
-    ``outcome`` is ``go``, ``more`` (send the body), ``error`` or ``shed``. ``pool`` and ``server`` are the bytes for
-    the wire, empty unless ``go``; ``error`` is a code of ``dataplane/errors.py``, empty unless ``error``. Equal
+    ``outcome`` is ``go``, ``more`` (send the body), ``wait``, ``error`` or ``shed``. ``pool`` and ``server`` are the
+    bytes for the wire, empty unless ``go``; ``error`` is a code of ``dataplane/errors.py``, empty unless ``error``. Equal
     decisions about one server are one object between two topologies, and compare by identity.
     """
 
@@ -249,117 +246,3 @@ class Replica:
         self.predicted_cached = self.predicted_cached * TRUST_DECAY + predicted
         self.reported_cached = self.reported_cached * TRUST_DECAY + min(predicted, reported)
         self.trust = (self.reported_cached + TRUST_TOKENS) / (self.predicted_cached + TRUST_TOKENS)
-
-
-class LoadOrder:
-    """Replicas sorted by requests in flight; one request more or fewer costs O(1), whatever their number.
-
-    ``replicas`` is sorted by ``in_flight``; ``ends[k]`` is the number of replicas with at most k in flight. A load
-    changes by one at a time, so a replica is swapped with the last (or first) of its equals and the border between
-    the two loads moves past it: the list is sorted again after two writes.
-    """
-
-    __slots__ = ("_log_speed", "_turn", "ends", "lessons", "replicas", "total")
-
-    def __init__(self, replicas: Iterable[Replica] = ()) -> None:
-        self._turn = -1
-        #: Prefills from which the usual speed here was learned, and its logarithm.
-        self.lessons = 0
-        self._log_speed = 0.0
-        self.replicas: list[Replica] = []
-        self.ends: list[int] = [0]
-        self.total = 0
-        self.fill(replicas)
-
-    def fill(self, replicas: Iterable[Replica]) -> None:
-        """Start again with these replicas, each with the load that it has."""
-        for replica in self.replicas:
-            replica.order = None
-        self.replicas = sorted(replicas, key=lambda replica: (replica.in_flight, replica.info.name))
-        self.total = sum(replica.in_flight for replica in self.replicas)
-        highest = self.replicas[-1].in_flight if self.replicas else 0
-        self.ends = [0] * (highest + 1)
-        for position, replica in enumerate(self.replicas):
-            replica.order = self
-            replica.position = position
-            self.ends[replica.in_flight] = position + 1
-        for load in range(1, highest + 1):
-            self.ends[load] = max(self.ends[load], self.ends[load - 1])
-
-    def learn(self, prefill_tokens_per_s: float) -> None:
-        """Take what one member is believed to do; those that have shown nothing yet are believed to do as the mean.
-
-        Else the first to work would look the fastest, or the slowest, and get everything, or nothing. Members are told
-        after 1, 2, 4, 8 ... lessons: what they all do is known soon, and telling thousands takes milliseconds.
-        """
-        self.lessons += 1
-        weight = max(SPEED_WEIGHT, 1.0 / self.lessons)
-        self._log_speed += weight * (log(prefill_tokens_per_s) - self._log_speed)
-        if self.lessons.bit_count() == 1:
-            self.tell()
-
-    def tell(self) -> None:
-        """Let the members that have shown nothing believe in the usual speed."""
-        if not self.lessons:
-            return
-        usual = exp(self._log_speed)
-        for replica in self.replicas:
-            if not replica.rates.prefill_samples:
-                replica.rates.assume(usual)
-                replica.sign()
-
-    def raise_load(self, replica: Replica) -> None:
-        """Count one more request in flight at a member."""
-        load = replica.in_flight
-        ends = self.ends
-        last = ends[load] - 1
-        position = replica.position
-        if position != last:
-            replicas = self.replicas
-            other = replicas[last]
-            replicas[position] = other
-            other.position = position
-            replicas[last] = replica
-            replica.position = last
-        ends[load] = last
-        load += 1
-        replica.in_flight = load
-        if len(ends) == load:
-            ends.append(last + 1)
-        self.total += 1
-
-    def lower_load(self, replica: Replica) -> None:
-        """Count one request fewer in flight at a member that has some."""
-        load = replica.in_flight - 1
-        ends = self.ends
-        first = ends[load]
-        position = replica.position
-        if position != first:
-            replicas = self.replicas
-            other = replicas[first]
-            replicas[position] = other
-            other.position = position
-            replicas[first] = replica
-            replica.position = first
-        ends[load] = first + 1
-        replica.in_flight = load
-        self.total -= 1
-
-    def least(self) -> list[Replica]:
-        """Return the (at most 8) least loaded, best first; equals take turns. Needs at least one member.
-
-        The turn runs over one place fewer than there are equals: the chosen one is swapped to their end when its
-        load rises, and returns to that place when it falls, so that an idle fleet is used in strict rotation.
-        """
-        replicas = self.replicas
-        equals = self.ends[replicas[0].in_flight]
-        if equals == 1:
-            return replicas[:CANDIDATES]
-        self._turn = turn = (self._turn + 1) % (equals - 1)
-        if turn + CANDIDATES <= equals:
-            return replicas[turn : turn + CANDIDATES]
-        if equals >= CANDIDATES:
-            return replicas[turn:equals] + replicas[: CANDIDATES + turn - equals]
-        window = replicas[:CANDIDATES]
-        window[0], window[turn] = window[turn], window[0]
-        return window

@@ -49,6 +49,8 @@ KINDS = (
 )
 KIND_NUMBERS = {name: number for number, name in enumerate(KINDS) if name}
 RESPONSE = KIND_NUMBERS["response"]
+#: The other kinds have no output that would slow others down.
+GENERATING_KINDS = frozenset(KIND_NUMBERS[kind] for kind in ("chat", "completions", "responses", "messages"))
 MULTIPART_KINDS = frozenset({KIND_NUMBERS["transcription"], KIND_NUMBERS["translation"]})
 
 #: What is still needed before a request without a model can be refused.

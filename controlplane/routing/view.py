@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from controlplane.routing.load import BLOCK_BYTES, BYTES_PER_TOKEN, LoadOrder, Replica
+from controlplane.routing.load import BLOCK_BYTES, BYTES_PER_TOKEN, Replica
+from controlplane.routing.load_order import LoadOrder
 from controlplane.routing.prefix_index import HASH_BYTES, NOTHING, Match, Node, hold, match, new_root, release
 from controlplane.routing.record import WHOLE_BODY, Request
 

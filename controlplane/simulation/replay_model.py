@@ -20,8 +20,7 @@ from controlplane.router.journal_settings import WatchedTopology
 from controlplane.routing.events import CacheCleared, Completion, EngineReport, FirstByte, Telemetry
 from controlplane.routing.fleet import READY
 from controlplane.routing.load import Decision
-from controlplane.routing.policies.cost import GENERATING_KINDS
-from controlplane.routing.record import Request
+from controlplane.routing.record import GENERATING_KINDS, Request
 from controlplane.simulation.cache import tokens
 from controlplane.simulation.engine import IDLE, Engine, Job
 from controlplane.simulation.outcome import Outcome, Record

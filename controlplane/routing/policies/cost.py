@@ -12,7 +12,7 @@ from controlplane.routing.policies.base import Choice, Parameter, Reason, ScoreK
 from controlplane.routing.policies.least_loaded import residents_of
 from controlplane.routing.prefix_index import HASH_BYTES, Match, parts
 from controlplane.routing.rates import Hints
-from controlplane.routing.record import Request
+from controlplane.routing.record import GENERATING_KINDS, Request
 from controlplane.routing.view import View, whole_prompt_bytes
 
 #: Replicas weighed in full for what they cache, and for how little they do.
@@ -21,8 +21,6 @@ SHORTLIST = 8
 #: Replicas that the shortlist is made from, least in flight first. With 8 of 64 the simulated mean TTFT of
 #: conversations is 1.2 times as long.
 SCANNED = 64
-#: Requests for which no output is generated have none to slow others with.
-GENERATING_KINDS = frozenset((1, 2, 3, 4))
 
 _CHOSEN = attrgetter("chosen")
 LOWEST_COST = Reason.LOWEST_COST.value

@@ -12,8 +12,9 @@ import pytest
 from controlplane.router import convert, engine_metrics, telemetry
 from controlplane.router.engine_metrics import BadMetrics, Page, began_again
 from controlplane.router.telemetry import BUSY_INTERVAL_S, FAILED_INTERVAL_S, IDLE_INTERVAL_S, EngineTelemetry, Source
-from controlplane.routing.core import Load, RoutingCore
+from controlplane.routing.core import RoutingCore
 from controlplane.routing.events import CacheCleared, Telemetry
+from controlplane.routing.figures import Load
 from dataplane.engines import probe
 from dataplane.pb.topology_pb2 import REPLICA_STATE_STARTING
 from tests.controlplane.router import world

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from controlplane.routing.core import RoutingCore
 from controlplane.routing.events import CacheCleared, EngineReport, FirstByte, Telemetry
 from controlplane.routing.fleet import ReplicaInfo
-from controlplane.routing.load import LoadOrder, Replica
+from controlplane.routing.load import Replica
+from controlplane.routing.load_order import LoadOrder
 from controlplane.routing.policies.registry import POLICIES
 from controlplane.routing.prefix_index import HASH_BYTES, Node, hold, match, new_root, parts, release_all, share_nodes
 from tests.controlplane.routing import worlds

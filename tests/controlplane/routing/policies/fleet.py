@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from controlplane.routing.load import BLOCK_BYTES, LoadOrder, Replica
+from controlplane.routing.load import BLOCK_BYTES, Replica
+from controlplane.routing.load_order import LoadOrder
 from controlplane.routing.policies.registry import make
 from controlplane.routing.prefix_index import share_nodes
 from controlplane.routing.view import View
