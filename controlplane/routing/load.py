@@ -55,8 +55,8 @@ class Decision:
     """What to do with one request.
 
     ``outcome`` is ``go``, ``more`` (send the body), ``wait``, ``error`` or ``shed``. ``pool`` and ``server`` are the
-    bytes for the wire, empty unless ``go``; ``error`` is a code of ``dataplane/errors.py``, empty unless ``error``. Equal
-    decisions about one server are one object between two topologies, and compare by identity.
+    bytes for the wire, empty unless ``go``; ``error`` is a code of ``dataplane/errors.py``, empty unless ``error``.
+    Equal decisions about one server are one object between two topologies, and compare by identity.
     """
 
     outcome: str

@@ -31,6 +31,8 @@ RECORD_BYTES = COMPLETION_AT + COMPLETION.size
 #: A refused request has no candidates: the model's name, as the client wrote it, stands in their place.
 MODEL_BYTES_KEPT = 256
 
+#: Receipts in one part of the ring, some 2 MB.
+PART = 4_096
 _SCORES = tuple(Struct(f"<{count}f") for count in range(CANDIDATES + 1))
 #: Half precision: three digits of a term are enough to read.
 _TERMS = tuple(Struct(f"<{count}e") for count in range(CANDIDATES * MAX_TERMS + 1))
@@ -57,7 +59,8 @@ class Receipts:
         self._errors = tuple(errors)
         self._error_numbers = {code: number for number, code in enumerate(self._errors)}
         self._ids: list[bytes] = [b""] * capacity
-        self._slab = bytearray(capacity * RECORD_BYTES)
+        #: The ring in parts, each made when it is first written to: an idle router is small.
+        self._parts: list[bytearray] = [bytearray()] * (-(-capacity // PART))
 
     def write(
         self,
@@ -79,10 +82,11 @@ class Receipts:
         self.last = number = self.last + 1
         slot = number % self._capacity
         self._ids[slot] = request_id[:MAX_ID_BYTES]
+        part = self._parts[slot // PART] or self._new_part(slot // PART)
         count = len(candidates)
         RECORD.pack_into(
-            self._slab,
-            slot * RECORD_BYTES,
+            part,
+            slot % PART * RECORD_BYTES,
             now_s,
             topology_number,
             request.prompt_bytes,
@@ -106,6 +110,10 @@ class Receipts:
         )
         return number
 
+    def _new_part(self, index: int) -> bytearray:
+        part = self._parts[index] = bytearray(min(PART, self._capacity - index * PART) * RECORD_BYTES)
+        return part
+
     def refuse(
         self,
         request_id: bytes,
@@ -120,11 +128,12 @@ class Receipts:
         self.last = number = self.last + 1
         slot = number % self._capacity
         self._ids[slot] = request_id[:MAX_ID_BYTES]
+        part = self._parts[slot // PART] or self._new_part(slot // PART)
         if decision.outcome == "more":
             reason = Reason.BODY_NEEDED
         RECORD.pack_into(
-            self._slab,
-            slot * RECORD_BYTES,
+            part,
+            slot % PART * RECORD_BYTES,
             now_s,
             topology_number,
             request.prompt_bytes,
@@ -151,7 +160,8 @@ class Receipts:
     def waited(self, number: int, waited_s: float) -> None:
         """Add how long the request of the newest receipts had waited."""
         waited_ms = min(max(int(waited_s * 1000.0), 0), _U32)
-        WAITED.pack_into(self._slab, number % self._capacity * RECORD_BYTES + WAITED_AT, waited_ms)
+        slot = number % self._capacity
+        WAITED.pack_into(self._parts[slot // PART], slot % PART * RECORD_BYTES + WAITED_AT, waited_ms)
 
     def complete(
         self,
@@ -167,9 +177,10 @@ class Receipts:
         """Add how it ended, unless the receipt is gone. Numbers that do not fit are cut to what does."""
         if number <= self.last - self._capacity:
             return
+        slot = number % self._capacity
         COMPLETION.pack_into(
-            self._slab,
-            number % self._capacity * RECORD_BYTES + COMPLETION_AT,
+            self._parts[slot // PART],
+            slot % PART * RECORD_BYTES + COMPLETION_AT,
             1,
             serial,
             status & _U16,
@@ -234,7 +245,7 @@ class Receipts:
             terms,
             waited_ms,
             completed,
-        ) = RECORD.unpack_from(self._slab, slot * RECORD_BYTES)
+        ) = RECORD.unpack_from(self._parts[slot // PART], slot % PART * RECORD_BYTES)
         label = self.words.label_of(label_number)
         server, pool = self.words.server_of(winner)
         places = self._candidates(label, decided_s, count, score_kind, resident, signals, scores, held, terms)
@@ -322,7 +333,7 @@ class Receipts:
 
     def _completion(self, slot: int) -> Completed:
         _, serial, status, first_byte_ms, total_ms, sent, termination, retries = COMPLETION.unpack_from(
-            self._slab, slot * RECORD_BYTES + COMPLETION_AT
+            self._parts[slot // PART], slot % PART * RECORD_BYTES + COMPLETION_AT
         )
         return Completed(
             server=self.words.server_of(serial)[0],
