@@ -34,6 +34,8 @@ class ReportFeed:
         self._take = take
         self._counters = counters
         self._timer: asyncio.TimerHandle | None = None
+        #: Whether nothing has come for a while, and the loop tells when something does.
+        self._quiet = False
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
     def start(self, long_queue: bool) -> None:
@@ -56,14 +58,14 @@ class ReportFeed:
     def before(self, finished: Callable[[Completion, float], bool]) -> Callable[[Completion, float], bool]:
         """Return a ``finished`` that reads reports first: an engine reports before its answer's last byte leaves.
 
-        They are read once for all lines of one time; what comes in between is late, and the core knows a request for
-        a while after its end.
+        They are read once for all lines of one time, and not while none come: an empty socket costs as much as a full
+        one. What comes in between is late, and the core knows a request for a while after its end.
         """
         read_at_s = -1.0
 
         def after_reports(completion: Completion, now_s: float) -> bool:
             nonlocal read_at_s
-            if now_s != read_at_s:
+            if now_s != read_at_s and not self._quiet:
                 read_at_s = now_s
                 self.drain()
             return finished(completion, now_s)
@@ -72,9 +74,11 @@ class ReportFeed:
 
     def _wait(self) -> None:
         self._timer = None
+        self._quiet = True
         asyncio.get_running_loop().add_reader(self._socket, self._begin)
 
     def _begin(self) -> None:
+        self._quiet = False
         asyncio.get_running_loop().remove_reader(self._socket)
         self._again()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from heapq import heappop, heappush
 from itertools import islice
@@ -39,7 +40,7 @@ class InFlight:
         self._receipts = receipts
         self._flights: dict[bytes, Flight] = {}
         #: Those that ended a moment ago, oldest first.
-        self._ended: dict[bytes, Flight] = {}
+        self._ended: OrderedDict[bytes, Flight] = OrderedDict()
         #: (predicted first byte in s, number, request id) at replicas that do not report theirs.
         self._silent: list[tuple[float, int, bytes]] = []
         self.completions = 0
@@ -180,7 +181,7 @@ class InFlight:
         ended = self._ended
         ended[request_id] = flight
         if len(ended) > MAX_ENDED:
-            del ended[next(iter(ended))]
+            ended.popitem(last=False)  # a plain dict would look through all that left before
         self._receipts.complete(flight.number, serial, status, first_byte_ms, total_ms, sent, termination, retries)
         return True
 
