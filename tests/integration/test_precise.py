@@ -205,6 +205,8 @@ def test_isolated_tenants_are_matched_each_with_its_own() -> None:
         )
         settled(cluster, 8 * 70)
         until(lambda: status(cluster).precise.models, lambda models: models[0].tokenizer, "a tokenizer")
+        # Until its check has passed, HAProxy balances by itself.
+        until(lambda: (ask("a", 99), status(cluster).decisions)[1], lambda count: count > 0, "HAProxy to ask again")
         for (tenant, number), (replica, _) in chosen.items():
             again, cached = ask(tenant, number)
             assert again == replica and cached > 1000
