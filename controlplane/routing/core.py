@@ -81,12 +81,7 @@ class RoutingCore:
             return self._decide_unusual(request_id, request, view, now_s, priority)
         if view.queue is not None:
             return self._gate.enter(request_id, request, view, held, priority, now_s)
-        if held is None:
-            view.held = None
-        else:
-            by_wire = self._installed.by_wire
-            view.held = {by_wire[server]: tokens for server, tokens in held.items() if server in by_wire}
-        return self._go(request_id, request, view, now_s)
+        return self._go(request_id, request, view, now_s, held)
 
     def release(self, now_s: float) -> list[tuple[bytes, Decision]]:
         """Return the waiting requests whose time has come: room was made for them, or their deadline passed."""
@@ -112,12 +107,8 @@ class RoutingCore:
 
     def try_to_go(self, waiter: Waiter[Asked], view: View, now_s: float, target_s: float) -> Decision:
         """See the gate's Core."""
-        held = waiter.payload.held
-        by_wire = self._installed.by_wire
-        view.held = None
-        if held is not None:
-            view.held = {by_wire[server]: tokens for server, tokens in held.items() if server in by_wire}
-        decision = self._go(waiter.request_id, waiter.payload.request, view, now_s, target_s)
+        asked = waiter.payload
+        decision = self._go(waiter.request_id, asked.request, view, now_s, asked.held, target_s)
         if decision is not self._wait and now_s > waiter.arrived_s:
             self._receipts.waited(self._receipts.last, now_s - waiter.arrived_s)
         return decision
@@ -144,15 +135,27 @@ class RoutingCore:
         self._receipts.waited(self._receipts.last, now_s - waiter.arrived_s)
         return decision
 
-    def _go(self, request_id: bytes, request: Request, view: View, now_s: float, target_s: float = 0.0) -> Decision:
+    def _go(
+        self,
+        request_id: bytes,
+        request: Request,
+        view: View,
+        now_s: float,
+        exact: Mapping[bytes, int] | None = None,
+        target_s: float = 0.0,
+    ) -> Decision:
         """Choose and count; ``wait`` and no trace when ``target_s`` is not 0 and the model is saturated for this."""
         self._in_flight.settle(now_s)
         policy = view.policy
         view.known = None
         view.predicted = -1
+        view.held = None
+        if exact is not None:
+            by_wire = self._installed.by_wire
+            view.held = {by_wire[server]: tokens for server, tokens in exact.items() if server in by_wire}
         candidates, scores, held, reason, over, terms = choice = self.choice = policy.choose(view, request, now_s)
         if target_s and self._saturated(view, request, candidates[0], held, target_s):
-            view.known = view.held = None
+            view.known = None
             return self._wait
         if self.shadows and (shadow := self.shadows.get(view.model)) is not None:
             shadow.watch(view, request, choice, now_s)
